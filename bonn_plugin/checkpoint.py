@@ -1,0 +1,335 @@
+"""Packed checkpoints: a folder that rebuilds the model by itself, and says when it is damaged.
+
+``model.safetensors`` holds the tensors, ``config.json`` the network's name, what stands where in it, the
+checksums, and the logits of a probe; ``recipe.yaml`` how it was made. Nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from bonn_plugin.errors import CheckpointError
+from bonn_plugin.files import sha256, write_files
+from bonn_plugin.models import ModelBuildError, build_model
+from bonn_plugin.nn import Replacement, replace_module, replacement_class, stored_tensors
+from bonn_plugin.recipe import ModelConfig, Recipe, dump_recipe
+
+FORMAT = "bonn-packed-checkpoint"
+VERSION = 1
+WEIGHTS, CONFIG, RECIPE = "model.safetensors", "config.json", "recipe.yaml"
+PROBE_IMAGES = 2
+TOLERANCE = 1e-3
+"""Largest relative difference of logits that another machine's float arithmetic explains."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``verify_packed`` found.
+
+    Attributes:
+        tensors: tensors read.
+        bytes: size of the weights' file.
+        identical: the probe's logits are equal bit for bit.
+        difference: the largest difference of a logit; 0 when identical.
+    """
+
+    tensors: int
+    bytes: int
+    identical: bool
+    difference: float
+
+
+def save_packed(model: nn.Module, path: str | os.PathLike[str], source: Recipe | ModelConfig) -> Path:
+    """Write a converted model as a folder that ``load_packed`` rebuilds.
+
+    Args:
+        model: what ``Session.convert`` returned.
+        path: the folder; made if it is not there.
+        source: the recipe, or at least which network it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the model is still in training form, or the disk does not take the files; what was
+            in the folder before stays.
+    """
+    config = source.model if isinstance(source, Recipe) else source
+    unpacked = [name for name, module in model.named_modules() if hasattr(module, "pack")]
+    if unpacked:
+        raise CheckpointError(f"{unpacked[0]} is still in training form: save what session.convert() returns")
+    tensors = {name: stored.tensor.detach().cpu().contiguous() for name, stored in stored_tensors(model)}
+    weights = safetensors.torch.save(tensors)
+    recipe = dump_recipe(source).encode() if isinstance(source, Recipe) else None
+    image = (PROBE_IMAGES, *_input_shape(model, source))
+    body: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_by": f"bonn_plugin {_own_version()}",
+        "model": config.model_dump(mode="json", exclude={"init_from"}),
+        "modules": {
+            name: {"kind": module.kind, **module.spec()}
+            for name, module in model.named_modules()
+            if isinstance(module, Replacement)
+        },
+        "sha256": {WEIGHTS: sha256(weights)},
+        "probe": {"shape": list(image), "logits": _encode(_probe(model, image))},
+    }
+    contents = {WEIGHTS: weights}
+    if recipe is not None:
+        body["sha256"][RECIPE] = sha256(recipe)
+        contents[RECIPE] = recipe
+    body["self"] = _digest(body)
+    contents[CONFIG] = (json.dumps(body, indent=1) + "\n").encode()
+    folder = Path(path)
+    write_files(folder, contents)
+    return folder
+
+
+def load_packed(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+    """Rebuild the model of a checkpoint folder, in eval mode.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another kind, or of a later version.
+    """
+    folder = Path(path)
+    config = _read_config(folder)
+    return _build(folder, config).to(device)
+
+
+def verify_packed(path: str | os.PathLike[str]) -> Verification:
+    """Check every checksum of a folder, rebuild the model and compare its logits with those at saving.
+
+    Raises:
+        CheckpointError: something is damaged, or the logits differ by more than float arithmetic explains.
+    """
+    folder = Path(path)
+    config = _read_config(folder)
+    for name in config["sha256"]:
+        _read(folder, name, config)
+    model = _build(folder, config)
+    shape = tuple(config["probe"]["shape"])
+    now = _probe(model, shape)
+    then = _decode(config["probe"]["logits"], now)
+    difference = float((now - then).abs().max())
+    scale = float(then.abs().max().clamp(min=1.0))
+    if not difference <= TOLERANCE * scale:
+        raise CheckpointError(
+            f"{folder}: the logits of the probe differ by {difference:.3g} from those at saving: "
+            "the files are not what was saved"
+        )
+    size = (folder / WEIGHTS).stat().st_size
+    return Verification(len(list(stored_tensors(model))), size, bool(torch.equal(now, then)), difference)
+
+
+def load_recipe_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the text of the recipe that a checkpoint folder carries, None if it carries none."""
+    folder = Path(path)
+    config = _read_config(folder)
+    return _read(folder, RECIPE, config).decode() if RECIPE in config["sha256"] else None
+
+
+def model_config_of(path: str | os.PathLike[str]) -> ModelConfig:
+    """Return which network a checkpoint folder holds."""
+    return _model_config(Path(path), _read_config(Path(path)))
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return weights to start from, by name.
+
+    Args:
+        path: a .safetensors file, or a folder: a run's (its latent weights) or a packed checkpoint (its ±w̄).
+
+    Raises:
+        CheckpointError: there is nothing of the kind.
+    """
+    place = Path(path)
+    if place.is_dir():
+        state = place / "training" / "state.pt"
+        if state.exists():
+            weights = load_state(state)["model"]
+            assert isinstance(weights, dict)
+            return weights
+        return _dense_state(load_packed(place))
+    return _parse(_read_file(place), place)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a training state; only tensors and plain values are accepted.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path}: not a training state, or damaged: {reason}") from error
+    if not isinstance(state, dict) or "session" not in state or "model" not in state:
+        raise CheckpointError(f"{path}: not a training state of this package")
+    return state
+
+
+def _dense_state(model: nn.Module) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        dense = getattr(module, "dense_weight", None)
+        if callable(dense):
+            state[f"{name}.weight"] = dense()
+    for name, stored in stored_tensors(model):
+        if not name.endswith((".weight_packed", ".weight_scale")):
+            state[name] = stored.tensor.detach()
+    return state
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    place = folder / CONFIG
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    if not place.exists():
+        raise CheckpointError(f"{place}: missing; {folder} is not a packed checkpoint, or it was never finished")
+    content = _read_file(place)
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{place}: not JSON: the file is damaged") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{place}: not the configuration of a packed checkpoint")
+    if config.get("version") != VERSION:
+        raise CheckpointError(
+            f"{place}: checkpoint version {config.get('version')!r}; this package reads version {VERSION}: update it"
+        )
+    body = {key: value for key, value in config.items() if key != "self"}
+    if config.get("self") != _digest(body):
+        raise CheckpointError(f"{place}: the checksum is wrong: the file was changed or damaged")
+    return config
+
+
+def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    model_config = _model_config(folder, config)
+    try:
+        model = build_model(model_config.name, model_config.num_classes, model_config.args)
+    except ModelBuildError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    for name, entry in config["modules"].items():
+        try:
+            cls = replacement_class(entry["kind"])
+            model.get_submodule(name)
+            module = cls.from_spec({key: value for key, value in entry.items() if key != "kind"})
+        except (KeyError, AttributeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder / CONFIG}: module {name!r} can't be rebuilt: {error}") from error
+        replace_module(model, name, module)
+    tensors = _parse(_read(folder, WEIGHTS, config), folder / WEIGHTS)
+    _fill(model, tensors, folder / WEIGHTS)
+    return model.eval()
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], place: Path) -> None:
+    wanted = {name: stored.tensor for name, stored in stored_tensors(model)}
+    for name in wanted.keys() - tensors.keys():
+        raise CheckpointError(f"{place}: tensor {name!r} is missing")
+    for name in tensors.keys() - wanted.keys():
+        raise CheckpointError(f"{place}: tensor {name!r} has no place in the model")
+    for name, target in wanted.items():
+        given = tensors[name]
+        if given.shape != target.shape or given.dtype != target.dtype:
+            raise CheckpointError(
+                f"{place}: tensor {name!r} is {given.dtype} {tuple(given.shape)}, "
+                f"the model needs {target.dtype} {tuple(target.shape)}"
+            )
+        target.copy_(given)
+
+
+def _model_config(folder: Path, config: Mapping[str, Any]) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(config["model"])
+    except (ValidationError, KeyError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: 'model' is not a network: {error}") from None
+
+
+def _read(folder: Path, name: str, config: Mapping[str, Any]) -> bytes:
+    content = _read_file(folder / name)
+    if content[:2] in (b"PK", b"\x80\x02", b"\x80\x04") and name == WEIGHTS:
+        raise CheckpointError(
+            f"{folder / name}: a pickle, not safetensors: loading it could run code, so it is refused"
+        )
+    if sha256(content) != config["sha256"].get(name):
+        raise CheckpointError(
+            f"{folder / name}: the checksum is wrong: the file is truncated, damaged or from another checkpoint"
+        )
+    return content
+
+
+def _read_file(place: Path) -> bytes:
+    try:
+        return place.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{place}: can't be read: {error.strerror}") from None
+
+
+def _parse(content: bytes, place: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{place}: not a safetensors file, or damaged: {error}") from None
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(body, sort_keys=True).encode())
+
+
+def _input_shape(model: nn.Module, source: Recipe | ModelConfig) -> tuple[int, int, int]:
+    settings: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    channels, *size = settings.get("input_size", (3, 224, 224))
+    args = source.model.args if isinstance(source, Recipe) else source.args
+    channels = int(args.get("in_chans", channels))
+    if isinstance(source, Recipe):
+        return channels, source.data.image_size, source.data.image_size
+    return channels, int(size[0]), int(size[1])
+
+
+@torch.no_grad()
+def _probe(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Logits of reproducible noise; numpy keeps the stream of its generators from release to release."""
+    noise = np.random.Generator(np.random.PCG64(0)).random(shape, dtype=np.float32) * 4 - 2
+    device = next((t.tensor.device for _, t in stored_tensors(model)), torch.device("cpu"))
+    training = model.training
+    model.eval()
+    logits: Tensor = model(torch.from_numpy(noise).to(device))
+    model.train(training)
+    return logits.float().cpu()
+
+
+def _encode(logits: Tensor) -> str:
+    return base64.b64encode(logits.numpy().astype("<f4").tobytes()).decode()
+
+
+def _decode(text: str, like: Tensor) -> Tensor:
+    flat = np.frombuffer(base64.b64decode(text), dtype="<f4")
+    if flat.size != like.numel():
+        raise CheckpointError("the probe of the checkpoint does not fit the model's outputs")
+    return torch.from_numpy(flat.copy()).view_as(like)
+
+
+def _own_version() -> str:
+    try:
+        return version("bonn_plugin")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,234 @@
+"""The command ``bonn``. A user's mistake prints one line and exits with status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bonn_plugin.errors import BonnError
+
+if TYPE_CHECKING:  # torch and timm take seconds to import: not for a help text or a typo
+    from bonn_plugin.recipe import Recipe
+
+app = typer.Typer(
+    help="1-bit convolutional networks by recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False, soft_wrap=True)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a name of `bonn recipes`.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.epochs=2. May be repeated."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+class ConsoleProgress:
+    """A bar on a terminal; elsewhere one line an epoch."""
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        console.print(text, markup=False)
+
+    def steps(self, batches: Iterable[Any], epoch: int, epochs: int, total: int) -> Iterator[Any]:
+        """Pass ``batches`` on; on a terminal show a bar that goes away at the end."""
+        if not console.is_terminal:
+            yield from batches
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(batches, total=total, description=f"epoch {epoch + 1}/{epochs}")
+
+
+@app.command()
+def compress(
+    recipe: RecipeName,
+    out: Annotated[Path | None, typer.Option(help="Where to put it; default runs/NAME.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that DIR holds.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train as the recipe says, pack, save, verify and report."""
+    from bonn_plugin.train import Runner, choose_device
+
+    loaded = _load(recipe, overrides)
+    folder = out or Path("runs") / loaded.name
+    runner = Runner(loaded, folder, choose_device(device), ConsoleProgress())
+    try:
+        runner.train(resume=resume)
+    except KeyboardInterrupt:
+        done = runner.session.epoch
+        rest = f"bonn compress {recipe} --out {folder} --resume" + "".join(f" --set {o}" for o in overrides or [])
+        console.print(f"interrupted; {done} epochs are saved. Go on with: {rest}", markup=False)
+        raise typer.Exit(130) from None
+    outcome = runner.finish()
+    from bonn_plugin.checkpoint import verify_packed
+    from bonn_plugin.report import to_terminal
+
+    console.print(to_terminal(outcome.report, details=False))
+    console.print(_verified(folder, verify_packed(folder)), markup=False)
+    console.print(f"the whole report: bonn report {folder}", markup=False)
+
+
+@app.command()
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+) -> None:
+    """Show what a recipe would do: layers, windows, the compression rate to expect. No training."""
+    from bonn_plugin.check import forecast
+    from bonn_plugin.recipe import recipe_model
+    from bonn_plugin.report import Rule
+
+    loaded = _load(recipe, overrides)
+    seen = forecast(loaded, recipe_model(loaded))
+    console.print(f"{loaded.name}: {loaded.model.name}, {seen.parameters:,} parameters", markup=False)
+    table = Table("layer", "weight", "input", title="binarised", title_justify="left")
+    for layer in seen.layers:
+        table.add_row(layer.name, " x ".join(map(str, layer.shape)), layer.remark)
+    console.print(table)
+    alone = Table("convolution", "why", title="left in full precision", title_justify="left")
+    for left in seen.left_alone:
+        alone.add_row(left.name, left.reason)
+    console.print(alone)
+    windows = Table("modifier", "epochs", "", title=f"over {loaded.training.epochs} epochs", title_justify="left")
+    for window in seen.windows:
+        windows.add_row(
+            window.type, f"{window.epochs.start} to {window.epochs.stop}", _bar(window.epochs, loaded.training.epochs)
+        )
+    console.print(windows)
+    for rule in Rule:
+        console.print(f"compression rate by {rule}: {seen.book.rate(rule):.2f}")
+    console.print(f"tensors on disk: about {seen.book.written_bytes:,} bytes, float32 {4 * seen.parameters:,}")
+    console.print(f"OPs for one image: {seen.after.ops:.3e} (float32 {seen.before.ops:.3e})")
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    overrides: Overrides = None,
+    device: Device = "auto",
+) -> None:
+    """Measure the accuracy of a packed checkpoint on the test set of its recipe."""
+    from bonn_plugin.train import choose_device
+    from bonn_plugin.train import evaluate as run
+
+    top1, top5, samples = run(folder, _carried(folder, overrides), choose_device(device))
+    console.print(f"{folder}: top-1 {top1:.2f} %, top-5 {top5:.2f} % on {samples:,} test samples", markup=False)
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Check a checkpoint's checksums, rebuild the model and compare its logits with those at saving."""
+    from bonn_plugin.checkpoint import verify_packed
+
+    console.print(_verified(folder, verify_packed(folder)), markup=False)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    form: Annotated[str, typer.Option("--format", help="terminal, markdown or json.")] = "terminal",
+) -> None:
+    """Show the report of a checkpoint."""
+    from pydantic import ValidationError
+
+    from bonn_plugin.report import Report, to_markdown, to_terminal
+
+    if form not in ("terminal", "markdown", "json"):
+        raise BonnError(f"unknown format {form!r}: terminal, markdown or json")
+    source = folder / "report.json"
+    try:
+        loaded = Report.model_validate_json(source.read_bytes())
+    except OSError as error:
+        raise BonnError(f"{source}: can't be read: {error.strerror}; bonn compress writes it") from None
+    except ValidationError as error:
+        raise BonnError(f"{source}: not a report: {error.errors()[0]['msg']}") from None
+    if form == "terminal":
+        console.print(to_terminal(loaded))
+    else:
+        sys.stdout.write(to_markdown(loaded) if form == "markdown" else loaded.model_dump_json(indent=1) + "\n")
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None) -> None:
+    """List the shipped recipes, or print one."""
+    from bonn_plugin.shipped import find_recipe, shipped_recipes
+
+    if name is not None:
+        sys.stdout.write(find_recipe(name).read_text(encoding="utf-8"))
+        return
+    table = Table("recipe", "what")
+    for key, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        table.add_row(key, first.removeprefix("#").strip())
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command; turn a ``BonnError`` into one line and exit status 2."""
+    _quiet()
+    try:
+        app()
+    except BonnError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _quiet() -> None:
+    import warnings
+
+    warnings.filterwarnings("ignore", module="torch.utils.data", message=".*pin_memory.*")
+
+
+def _load(name: str, overrides: list[str] | None) -> Recipe:
+    from bonn_plugin.recipe import load_recipe
+    from bonn_plugin.shipped import find_recipe
+
+    return load_recipe(find_recipe(name), overrides or [])
+
+
+def _carried(folder: Path, overrides: list[str] | None) -> Recipe:
+    from bonn_plugin.checkpoint import load_recipe_of
+    from bonn_plugin.recipe import parse_recipe
+
+    text = load_recipe_of(folder)
+    if text is None:
+        raise BonnError(f"{folder}: the checkpoint carries no recipe, so its data set is not known")
+    return parse_recipe(text, str(folder / "recipe.yaml"), overrides or [])
+
+
+def _verified(folder: Path, found: Any) -> str:
+    logits = (
+        "logits equal bit for bit" if found.identical else f"logits within {found.difference:.2g} of those at saving"
+    )
+    return f"verified {folder}: {found.tensors} tensors, {found.bytes:,} bytes, checksums right, {logits}"
+
+
+def _bar(window: range, epochs: int) -> str:
+    width = 40
+    first = window.start * width // epochs
+    last = max(first + 1, -(-window.stop * width // epochs))
+    return "." * first + "#" * (last - first) + "." * (width - last)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Pure functions that read like the papers: no modules, no configuration."""
+
+from bonn_plugin.functional.binarize import (
+    Ste,
+    binarize_activation,
+    binarize_weight,
+    scale_backward,
+    scale_forward,
+    sign,
+    sign_weight,
+)
+from bonn_plugin.functional.losses import feature_loss, kernel_loss, update_centers
+from bonn_plugin.functional.packing import pack_signs, unpack_signs
+
+__all__ = [
+    "Ste",
+    "binarize_activation",
+    "binarize_weight",
+    "feature_loss",
+    "kernel_loss",
+    "pack_signs",
+    "scale_backward",
+    "scale_forward",
+    "sign",
+    "sign_weight",
+    "unpack_signs",
+    "update_centers",
+]

@@ -1,0 +1,129 @@
+"""bonn_resnet18 and bonn_resnet34: ResNet in the Bi-Real structure of the paper's ImageNet network.
+
+Every 3x3 convolution has a shortcut of its own (Bi-Real Net, ECCV 2018, Fig. 3; BONN, section 3.1.3), so
+that the real-valued activations go past the sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from bonn_plugin.models.head import ConvNet
+
+
+class BiRealBlock(nn.Module):
+    """BN -> (sign ->) 3x3 convolution -> + shortcut -> PReLU, one convolution a block.
+
+    The shortcut that halves the size is average pooling, then a 1x1 convolution in full precision:
+    the same function as the other order at a quarter of the cost.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.downsample = (
+            nn.Sequential(
+                nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity(),
+                nn.Conv2d(in_channels, channels, 1, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+            if stride > 1 or in_channels != channels
+            else nn.Identity()
+        )
+        self.act = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C, H / stride, W / stride)."""
+        y: Tensor = self.act(self.conv(self.bn(x)) + self.downsample(x))
+        return y
+
+
+class BonnResNet(ConvNet):
+    """Stem 7x7 convolution, BN, PReLU, max-pool; four stages of ``BiRealBlock``; average pool; linear.
+
+    Args:
+        depths: convolutions a stage.
+        widths: channels a stage; the stem has the first.
+        num_classes: outputs; 0 leaves the features.
+        in_chans: channels of the input.
+        global_pool: ``"avg"`` or ``""``.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (4, 4, 4, 4),
+        widths: Sequence[int] = (64, 128, 256, 512),
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        width = int(widths[0])
+        self.conv1 = nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = nn.PReLU(width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.feature_info = [{"num_chs": width, "reduction": 2, "module": "act1"}]
+        self.stages = [f"layer{i}" for i in range(1, len(depths) + 1)]
+        for i, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
+            stride = 1 if i == 0 else 2
+            blocks = [
+                BiRealBlock(width if j == 0 else channels, channels, stride if j == 0 else 1) for j in range(depth)
+            ]
+            width = int(channels)
+            setattr(self, self.stages[i], nn.Sequential(*blocks))
+            self.feature_info.append({"num_chs": width, "reduction": 4 << i, "module": self.stages[i]})
+        self._init_head(width, num_classes, global_pool, drop_rate)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) to (B, C, H / 32, W / 32)."""
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        return x
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "url": "",
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.875,
+            "interpolation": "bilinear",
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "first_conv": "conv1",
+            "classifier": "fc",
+        }
+        for name in ("bonn_resnet18.untrained", "bonn_resnet34.untrained")
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> BonnResNet:
+    model: BonnResNet = build_model_with_cfg(BonnResNet, variant, pretrained, **kwargs)
+    return model
+
+
+@register_model
+def bonn_resnet18(pretrained: bool = False, **kwargs: Any) -> BonnResNet:
+    """ResNet18 with a shortcut round each of its 16 3x3 convolutions."""
+    return _create("bonn_resnet18", pretrained, **{"depths": (4, 4, 4, 4), **kwargs})
+
+
+@register_model
+def bonn_resnet34(pretrained: bool = False, **kwargs: Any) -> BonnResNet:
+    """ResNet34 with a shortcut round each of its 32 3x3 convolutions."""
+    return _create("bonn_resnet34", pretrained, **{"depths": (6, 8, 12, 6), **kwargs})
+
+
+__all__ = ["BiRealBlock", "BonnResNet", "bonn_resnet18", "bonn_resnet34"]

@@ -1,0 +1,44 @@
+"""Modifiers: one file each, its settings and its behaviour; importing this package registers them."""
+
+from bonn_plugin.modifiers.base import (
+    Batch,
+    Clock,
+    LossTerms,
+    Modifier,
+    ModifierConfig,
+    PrepareContext,
+    WindowConfig,
+    make_modifier,
+    register_modifier,
+    registered_modifiers,
+)
+from bonn_plugin.modifiers.binarize import Binarize, BinarizeConfig, InputSigns, probe_input_signs
+from bonn_plugin.modifiers.feature_loss import FeatureLoss, FeatureLossConfig
+from bonn_plugin.modifiers.kernel_loss import KernelLoss, KernelLossConfig, model_kernel_loss
+from bonn_plugin.modifiers.select import LeftAlone, left_alone, near_names, select_convolutions
+
+__all__ = [
+    "Batch",
+    "Binarize",
+    "BinarizeConfig",
+    "Clock",
+    "FeatureLoss",
+    "FeatureLossConfig",
+    "InputSigns",
+    "KernelLoss",
+    "KernelLossConfig",
+    "LeftAlone",
+    "LossTerms",
+    "Modifier",
+    "ModifierConfig",
+    "PrepareContext",
+    "WindowConfig",
+    "left_alone",
+    "make_modifier",
+    "model_kernel_loss",
+    "near_names",
+    "probe_input_signs",
+    "register_modifier",
+    "registered_modifiers",
+    "select_convolutions",
+]

@@ -1,0 +1,256 @@
+"""What a modifier is: a frozen configuration, a behaviour with the hooks of the training lifecycle, a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from bonn_plugin.errors import BonnError, SessionError
+
+ENTRY_POINT_GROUP = "bonn_plugin.modifiers"
+Path = tuple[str | int, ...]
+
+
+class FrozenModel(BaseModel):
+    """Settings that let nothing unknown through, coerce nothing and never change."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModifierConfig(FrozenModel):
+    """Settings of a modifier; subclasses add their own keys."""
+
+    type: str
+
+    def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
+        """Yield (path within these settings, message) for what does not fit the rest of the recipe.
+
+        Args:
+            epochs: length of the training.
+            before: settings of the modifiers that stand earlier in the list.
+        """
+        yield from ()
+
+
+class WindowConfig(ModifierConfig):
+    """Settings of a modifier that is active in the epochs ``start <= epoch < end``."""
+
+    start: Annotated[int, Field(ge=0)] = 0
+    end: Annotated[int, Field(ge=1)] | None = None
+
+    shortest_window: ClassVar[int] = 1
+    """Epochs that the window must have for the modifier to have any effect."""
+
+    def window(self, epochs: int) -> range:
+        """Return the epochs in which the modifier is active."""
+        return range(self.start, epochs if self.end is None else self.end)
+
+    def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
+        """See ``ModifierConfig.problems``."""
+        window = self.window(epochs)
+        if window.stop > epochs:
+            yield ("end",), f"end {window.stop} lies after the training, which has {epochs} epochs"
+        elif len(window) < self.shortest_window:
+            path = ("start",) if "start" in self.model_fields_set else ()
+            yield (
+                path,
+                f"the window {window.start} to {window.stop} has {len(window)} epochs; "
+                f"{self.type} needs at least {self.shortest_window}",
+            )
+
+
+@dataclass
+class Clock:
+    """Where the training stands. ``epoch`` and ``step`` (within the epoch) count from 0."""
+
+    epochs: int
+    steps_per_epoch: int
+    epoch: int = 0
+    step: int = 0
+
+    def tick(self) -> bool:
+        """Go one step on; return whether that ended an epoch."""
+        self.step += 1
+        if self.step < self.steps_per_epoch:
+            return False
+        self.step = 0
+        self.epoch += 1
+        return True
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The losses that modifiers add to the task's loss, by name, already weighted by lambda and theta.
+
+    Attributes:
+        terms: scalars by name, such as ``"kernel"``.
+    """
+
+    terms: Mapping[str, Tensor]
+    zero: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the terms, a scalar with gradient; 0 when no modifier is active."""
+        return sum(self.terms.values(), self.zero)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.terms[name]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss modifier sees of a step: ``labels`` are class indices, (B,), or None if not given."""
+
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class PrepareContext:
+    """What a modifier may use in ``prepare``: a random input of the right shape, and the training's length."""
+
+    example_input: Tensor | None
+    epochs: int
+
+
+C = TypeVar("C", bound=ModifierConfig)
+
+
+class Modifier(Generic[C]):
+    """One entry of a recipe's ``modifiers`` at work. Subclasses override the hooks that they need.
+
+    The order of calls: ``prepare`` once before the optimizer exists, ``on_train_begin``; per epoch
+    ``on_epoch_begin``, per step ``on_step_begin``, ``loss``, ``on_before_optimizer_step`` and
+    ``on_after_optimizer_step``, ``on_epoch_end``; ``on_train_end``; ``convert``.
+    """
+
+    def __init__(self, config: C, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+
+    @property
+    def active(self) -> bool:
+        """Whether the current epoch lies in the modifier's window."""
+        if isinstance(self.config, WindowConfig):
+            return self.clock.epoch in self.config.window(self.clock.epochs)
+        return True
+
+    def prepare(self, model: nn.Module, context: PrepareContext) -> None:
+        """Change the model for training. Raises ModelError where settings and model do not fit."""
+
+    def attach(self) -> None:
+        """Put hooks into the model; called after ``prepare``, and again after ``convert``."""
+
+    def detach(self) -> None:
+        """Take the hooks away: ``convert`` works on a copy that must not carry them."""
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return modules with parameters and state of the modifier's own, outside the model, by name."""
+        return {}
+
+    def on_train_begin(self) -> None:
+        """Before the first step, after ``prepare`` and after a resume."""
+
+    def on_epoch_begin(self) -> None:
+        """Before the first step of an epoch."""
+
+    def on_step_begin(self) -> None:
+        """At the first forward pass in training mode of a step."""
+
+    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the weighted losses of this step by name; called while the modifier is active."""
+        return {}
+
+    def on_before_optimizer_step(self) -> None:
+        """After the backward pass, before the optimizer moves."""
+
+    def on_after_optimizer_step(self) -> None:
+        """After the optimizer has moved."""
+
+    def on_epoch_end(self) -> None:
+        """After the last step of an epoch; the clock still shows that epoch."""
+
+    def on_train_end(self) -> None:
+        """After the last epoch."""
+
+    def convert(self, model: nn.Module) -> None:
+        """Change a copy of the trained model into what is stored."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs besides ``modules``: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` returned."""
+
+    @classmethod
+    def adds_loss(cls) -> bool:
+        """Whether the modifier has losses, so that a step without ``session.loss()`` is a mistake."""
+        return cls.losses is not Modifier.losses
+
+    @classmethod
+    def needs_before_step(cls) -> bool:
+        """Whether a step without ``session.before_step()`` is a mistake."""
+        return cls.on_before_optimizer_step is not Modifier.on_before_optimizer_step
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A modifier type: its name in recipes, its settings and its behaviour."""
+
+    name: str
+    config: type[ModifierConfig]
+    modifier: type[Modifier[Any]]
+
+
+_REGISTRY: dict[str, Registration] = {}
+
+
+def register_modifier(name: str, config: type[ModifierConfig]) -> Callable[[type[Modifier[Any]]], type[Modifier[Any]]]:
+    """Class decorator that makes a modifier known to recipes as ``type: name``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(modifier: type[Modifier[Any]]) -> type[Modifier[Any]]:
+        if name in _REGISTRY:
+            raise ValueError(f"a modifier of type {name!r} is registered already")
+        _REGISTRY[name] = Registration(name, config, modifier)
+        return modifier
+
+    return register
+
+
+def registered_modifiers() -> Mapping[str, Registration]:
+    """Return all modifier types by name, those of installed entry points included.
+
+    Raises:
+        BonnError: an entry point does not load, or loads without registering its name.
+    """
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name not in _REGISTRY:
+            try:
+                point.load()
+            except Exception as error:
+                raise BonnError(f"entry point {point.name!r} ({point.value}) does not load: {error}") from error
+            if point.name not in _REGISTRY:
+                raise BonnError(
+                    f"entry point {point.name!r} ({point.value}) did not call @register_modifier({point.name!r}, ...)"
+                )
+    return dict(_REGISTRY)
+
+
+def make_modifier(config: ModifierConfig, clock: Clock) -> Modifier[Any]:
+    """Build the behaviour that belongs to ``config``."""
+    try:
+        registration = registered_modifiers()[config.type]
+    except KeyError:
+        raise SessionError(f"no modifier of type {config.type!r} is registered") from None
+    return registration.modifier(config, clock)

@@ -1,0 +1,130 @@
+"""``binarize``: convolutions become 1-bit, in training and in the checkpoint (BONN, Algorithm 1, lines 5-7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bonn_plugin.errors import ModelError
+from bonn_plugin.functional import Ste
+from bonn_plugin.modifiers.base import Modifier, ModifierConfig, Path, PrepareContext, register_modifier
+from bonn_plugin.modifiers.select import select_convolutions, selector_problem
+from bonn_plugin.nn import BinaryConv2d, replace_module
+
+Threshold = Literal["auto", "always", "never"]
+
+
+class BinarizeConfig(ModifierConfig):
+    """Settings of ``binarize``.
+
+    Attributes:
+        targets: selectors; None takes every plain convolution larger than 1x1 but the first.
+        expect: how many convolutions must match.
+        ste: gradient of the activation's sign.
+        bound: half width of the clip gradient.
+        threshold: a learned threshold per input channel: ``auto`` where a probe sees one sign only.
+    """
+
+    type: Literal["binarize"] = "binarize"
+    targets: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    expect: Annotated[int, Field(ge=1)] | None = None
+    ste: Ste = "clip"
+    bound: Annotated[float, Field(gt=0)] = 1.0
+    threshold: Threshold = "auto"
+
+    def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
+        """See ``ModifierConfig.problems``."""
+        for i, selector in enumerate(self.targets or ()):
+            problem = selector_problem(selector)
+            if problem:
+                yield ("targets", i), problem
+        if self.ste == "polynomial" and self.bound != 1.0:
+            yield ("bound",), "the polynomial gradient has a fixed bound of 1"
+
+
+@dataclass(frozen=True)
+class InputSigns:
+    """What one binarised convolution saw in a probe: the smallest and the largest input."""
+
+    minimum: float
+    maximum: float
+
+    @property
+    def one_sign(self) -> bool:
+        """Whether the sign of the input is constant, so that nothing can be learned through it."""
+        return self.minimum >= 0 or self.maximum < 0
+
+
+@register_modifier("binarize", BinarizeConfig)
+class Binarize(Modifier[BinarizeConfig]):
+    """Replaces convolutions by ``BinaryConv2d`` in ``prepare`` and packs them in ``convert``."""
+
+    names: tuple[str, ...] = ()
+
+    def prepare(self, model: nn.Module, context: PrepareContext) -> None:
+        """Swap the selected convolutions; see ``Modifier.prepare``."""
+        config = self.config
+        convolutions = select_convolutions(model, config.targets, config.expect)
+        if config.threshold == "auto" and context.example_input is None:
+            raise ModelError(
+                "threshold 'auto' needs a look at the activations: pass example_inputs, or set 'always' or 'never'",
+                ("threshold",),
+            )
+        self.names = tuple(convolutions)
+        for name, conv in convolutions.items():
+            replace_module(model, name, BinaryConv2d(conv, ste=config.ste, bound=config.bound))
+        if config.threshold == "never":
+            return
+        signs = {}
+        if config.threshold == "auto":
+            assert context.example_input is not None
+            signs = probe_input_signs(model, self.names, context.example_input)
+        for name in self.names:
+            if config.threshold == "always" or name not in signs or signs[name].one_sign:
+                layer = model.get_submodule(name)
+                assert isinstance(layer, BinaryConv2d)
+                layer.add_threshold()
+
+    def convert(self, model: nn.Module) -> None:
+        """Replace each ``BinaryConv2d`` by its packed layer."""
+        for name in self.names:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, BinaryConv2d)
+            replace_module(model, name, layer.pack())
+
+
+@torch.no_grad()
+def probe_input_signs(model: nn.Module, names: tuple[str, ...], example: Tensor) -> dict[str, InputSigns]:
+    """Return what reaches the named modules when ``model`` sees ``example``, (B, C, H, W), in eval mode.
+
+    A module that the forward pass does not reach is left out.
+
+    Raises:
+        ModelError: the model does not take the example.
+    """
+    signs: dict[str, InputSigns] = {}
+
+    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            signs[name] = InputSigns(float(args[0].min()), float(args[0].max()))
+
+        return model.get_submodule(name).register_forward_pre_hook(hook)
+
+    handles = [watch(name) for name in names]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        model(example)
+    except Exception as error:
+        raise ModelError(f"the model does not take an input of shape {tuple(example.shape)}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return signs

@@ -1,0 +1,29 @@
+"""Modules: the training convolution, the packed one, the kernel prior, and what each of them stores."""
+
+from bonn_plugin.nn.binary_conv import BinaryConv2d
+from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.packed_conv import PackedConv2d
+from bonn_plugin.nn.prior import BimodalPrior
+from bonn_plugin.nn.storage import (
+    Replacement,
+    Role,
+    StoredTensor,
+    register_replacement,
+    replace_module,
+    replacement_class,
+    stored_tensors,
+)
+
+__all__ = [
+    "BimodalPrior",
+    "BinaryConv2d",
+    "ConvGeometry",
+    "PackedConv2d",
+    "Replacement",
+    "Role",
+    "StoredTensor",
+    "register_replacement",
+    "replace_module",
+    "replacement_class",
+    "stored_tensors",
+]

@@ -1,0 +1,77 @@
+"""Multiply-accumulates of a network for one image, binary and real apart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+BINARY_PER_REAL = 64
+"""Binary operations that one instruction does: OPs = BOPs / 64 + FLOPs (Bi-Real Net, ECCV 2018, section 4.3)."""
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates for one image."""
+
+    binary: int = 0
+    real: int = 0
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(self.binary + other.binary, self.real + other.real)
+
+    @property
+    def ops(self) -> float:
+        """BOPs / 64 + FLOPs."""
+        return self.binary / BINARY_PER_REAL + self.real
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A module that counts its own multiply-accumulates."""
+
+    def macs(self, output: Tensor) -> Macs:
+        """Return the count for one image, given an output (B, ...)."""
+        ...
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, example: Tensor) -> dict[str, Macs]:
+    """Return the multiply-accumulates per module for one image of the shape of ``example``, (B, C, H, W).
+
+    Convolutions, linear layers and modules that count themselves; everything else is left out, as in the
+    literature's figures. The model is run once in eval mode.
+    """
+    counts: dict[str, Macs] = {}
+
+    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, _: object, output: Tensor) -> None:
+            counts[name] = counts.get(name, Macs()) + _count(module, output)
+
+        return module.register_forward_hook(hook)
+
+    handles = [
+        watch(name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear)) or hasattr(module, "macs")
+    ]
+    training = model.training
+    model.eval()
+    try:
+        model(example)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def _count(module: nn.Module, output: Tensor) -> Macs:
+    if isinstance(module, Counting):
+        return module.macs(output)
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    # A linear layer may work on every position of a sequence or a map.
+    return Macs(real=output[0].numel() * math.prod(module.weight.shape[1:]))

@@ -1,0 +1,162 @@
+"""What a network stores: every module declares its tensors, their role and their bits.
+
+Checkpoint and report are written against this page and know no layer type. A module that stores
+something other than plain float parameters has a method ``stored_tensors``; everything else is
+described by ``stored_tensors`` below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, Self, runtime_checkable
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+class Role(StrEnum):
+    """What a stored tensor is for."""
+
+    BINARY_WEIGHT = "binary weight"
+    REAL_WEIGHT = "real weight"
+    NORM = "norm"
+    SCALE = "scale"
+    THRESHOLD = "threshold"
+    NORM_STATISTICS = "norm statistics"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint.
+
+    Attributes:
+        tensor: what is written.
+        role: what it is for.
+        elements: numbers it holds (for packed signs more than ``tensor.numel()``).
+        bits: bits one of these numbers needs.
+        original_elements: float32 numbers it stands for in the full-precision network; 0 for what
+            binarisation added.
+    """
+
+    tensor: Tensor
+    role: Role
+    elements: int
+    bits: int
+    original_elements: int
+
+    @classmethod
+    def real(cls, tensor: Tensor, role: Role, *, added: bool = False) -> Self:
+        """Describe a tensor stored as it is; ``added`` if the full-precision network has none like it."""
+        n = tensor.numel()
+        return cls(tensor, role, n, tensor.element_size() * 8, 0 if added else n)
+
+    @property
+    def needed_bits(self) -> int:
+        """Bits of its numbers, without the padding of the last byte."""
+        return self.elements * self.bits
+
+    @property
+    def written_bits(self) -> int:
+        """Bits of the tensor as it is written."""
+        return self.tensor.numel() * self.tensor.element_size() * 8
+
+
+@runtime_checkable
+class Storing(Protocol):
+    """A module that says itself what it stores."""
+
+    def stored_tensors(self) -> Mapping[str, StoredTensor]:
+        """Return its own tensors (not those of submodules) by local name."""
+        ...
+
+
+@runtime_checkable
+class Replacement(Storing, Protocol):
+    """A module that took another's place at ``convert``: it can be rebuilt from its ``spec``."""
+
+    kind: str
+
+    def spec(self) -> dict[str, Any]:
+        """Return the JSON-ready arguments of ``from_spec``."""
+        ...
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> nn.Module:
+        """Build the module, its tensors still to be loaded. Raises ValueError on a spec that makes no sense."""
+        ...
+
+
+_REPLACEMENTS: dict[str, type[Any]] = {}
+
+
+def register_replacement(kind: str) -> Callable[[type[Any]], type[Any]]:
+    """Class decorator: checkpoints name the class by ``kind``."""
+
+    def register(cls: type[Any]) -> type[Any]:
+        if kind in _REPLACEMENTS:
+            raise ValueError(f"a replacement named {kind!r} is registered already")
+        cls.kind = kind
+        _REPLACEMENTS[kind] = cls
+        return cls
+
+    return register
+
+
+def replacement_class(kind: str) -> type[Any]:
+    """Return the class registered as ``kind``; KeyError if there is none."""
+    return _REPLACEMENTS[kind]
+
+
+def stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield (full name, description) of every tensor that a checkpoint of ``model`` holds.
+
+    ``num_batches_tracked`` of batch norms is left out: only training with ``momentum=None`` reads it.
+    """
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name, stored in _own_tensors(module).items():
+            if id(stored.tensor) in seen:  # a parameter that two modules share is stored once
+                continue
+            seen.add(id(stored.tensor))
+            yield f"{prefix}.{name}" if prefix else name, stored
+
+
+def _own_tensors(module: nn.Module) -> Mapping[str, StoredTensor]:
+    if isinstance(module, Storing):
+        return module.stored_tensors()
+    norm = isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm)) or "Norm" in type(module).__name__
+    own: dict[str, StoredTensor] = {}
+    for name, parameter in module.named_parameters(recurse=False):
+        own[name] = StoredTensor.real(parameter, Role.NORM if norm else Role.REAL_WEIGHT)
+    persistent = module.state_dict(keep_vars=True)
+    for name, buffer in module.named_buffers(recurse=False):
+        if name in persistent and name != "num_batches_tracked":
+            own[name] = StoredTensor.real(buffer, Role.NORM_STATISTICS if norm else Role.REAL_WEIGHT)
+    return own
+
+
+def get_submodule_parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that holds ``name`` and the last part of the name."""
+    parent, _, leaf = name.rpartition(".")
+    return model.get_submodule(parent), leaf
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put ``new`` where ``model`` has the submodule ``name``, in the same training mode."""
+    parent, leaf = get_submodule_parent(model, name)
+    new.train(getattr(parent, leaf).training)
+    setattr(parent, leaf, new)
+
+
+__all__ = [
+    "Replacement",
+    "Role",
+    "StoredTensor",
+    "Storing",
+    "register_replacement",
+    "replace_module",
+    "replacement_class",
+    "stored_tensors",
+]

@@ -1,0 +1,55 @@
+"""timm's optimizers and schedulers from a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
+
+from bonn_plugin.errors import BonnError
+from bonn_plugin.modifiers import near_names
+from bonn_plugin.recipe import OptimizerConfig, TrainingConfig
+
+WARMUP_START = 0.01
+"""Where a warm-up begins, as a share of the learning rate."""
+
+
+def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    """Return timm's optimizer ``config.name`` over groups that carry ``lr`` and ``weight_decay``.
+
+    Raises:
+        BonnError: timm has no such optimizer, or it can't be made here.
+    """
+    names = [str(name) for name in list_optimizers()]
+    if config.name not in names:
+        raise BonnError(f"timm has no optimizer named {config.name!r}.{near_names(config.name, names)}")
+    try:
+        return create_optimizer_v2(
+            groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        )
+    except Exception as error:
+        raise BonnError(f"optimizer {config.name!r} can't be made: {' '.join(str(error).split())}") from error
+
+
+def make_scheduler(config: TrainingConfig, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
+    """Return timm's scheduler for the recipe's schedule; it moves by ``step_update`` after each step."""
+    schedule = config.schedule
+    total, warmup = config.epochs * steps_per_epoch, schedule.warmup_epochs * steps_per_epoch
+    # timm takes a list of epochs or steps alike: counting steps throughout leaves one way to advance
+    common: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": config.optimizer.lr * WARMUP_START,
+        "t_in_epochs": False,
+        "warmup_prefix": False,
+    }
+    if schedule.name == "cosine":
+        final = config.optimizer.lr * schedule.final_lr
+        return CosineLRScheduler(optimizer, total - warmup, lr_min=final, **{**common, "warmup_prefix": True})
+    if schedule.name == "step":
+        assert schedule.every is not None
+        return StepLRScheduler(optimizer, schedule.every * steps_per_epoch, schedule.gamma, **common)
+    milestones = [m * steps_per_epoch for m in schedule.milestones] if schedule.name == "multistep" else []
+    return MultiStepLRScheduler(optimizer, milestones, schedule.gamma, **common)

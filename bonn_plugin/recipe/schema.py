@@ -1,0 +1,257 @@
+"""The recipe: what a run is, validated and frozen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
+
+from bonn_plugin.modifiers.base import FrozenModel, ModifierConfig
+from bonn_plugin.recipe.positions import Path, SourceMap
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+PARAMETER_ROLES = ("weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "rest")
+"""Roles of parameters: latent 1-bit kernels, w, mu, sigma, activation thresholds, sigma_m, and all others."""
+
+ParameterRole = Literal["weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "rest"]
+
+
+class ModelConfig(FrozenModel):
+    """The network.
+
+    Attributes:
+        task: what it is trained for.
+        name: a name in timm's registry, where this package's networks stand too.
+        num_classes: outputs of the classifier.
+        args: further arguments of ``timm.create_model``, such as ``in_chans`` or ``drop_rate``.
+        init_from: where the weights start: a checkpoint folder or a .safetensors file.
+    """
+
+    task: Literal["classification"] = "classification"
+    name: Annotated[str, Field(min_length=1)]
+    num_classes: Count
+    args: dict[str, Any] = Field(default_factory=dict)
+    init_from: str | None = None
+
+    @field_validator("args")
+    @classmethod
+    def _not_elsewhere(cls, args: dict[str, Any]) -> dict[str, Any]:
+        for key in ("num_classes", "pretrained", "checkpoint_path", "pretrained_cfg", "features_only", "scriptable"):
+            if key in args:
+                raise ValueError(f"{key!r} is no network argument of a recipe")
+        for key, value in args.items():
+            if not all(isinstance(v, (bool, int, float, str)) for v in (value if isinstance(value, list) else [value])):
+                raise ValueError(f"{key!r} must be a number, a string, true, false, or a list of these")
+        return args
+
+
+class OptimizerConfig(FrozenModel):
+    """An optimizer of timm.
+
+    Attributes:
+        name: name in ``timm.optim.list_optimizers()``.
+        lr: learning rate.
+        weight_decay: decay of the latent kernels and of the rest's weights; never of norms, biases, w, mu,
+            sigma and thresholds.
+        momentum: where the optimizer has one.
+        lr_by_role: learning rates of single roles.
+    """
+
+    name: Annotated[str, Field(min_length=1)] = "sgd"
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 0.0
+    lr_by_role: dict[ParameterRole, Positive] = Field(default_factory=dict)
+
+
+class ScheduleConfig(FrozenModel):
+    """A learning-rate schedule of timm, in whole epochs except ``cosine``, which moves with each step.
+
+    Attributes:
+        name: kind of schedule.
+        milestones: epochs at which ``multistep`` multiplies by ``gamma``.
+        gamma: factor of ``multistep`` and ``step``.
+        every: epochs between the steps of ``step``.
+        warmup_epochs: linear warm-up from a hundredth of the rate.
+        final_lr: where ``cosine`` ends, as a share of the learning rate.
+    """
+
+    name: Literal["constant", "multistep", "step", "cosine"] = "constant"
+    milestones: Annotated[tuple[Count, ...], Field(strict=False)] = ()
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    every: Count | None = None
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def problems(self, epochs: int) -> Iterator[tuple[Path, str]]:
+        """Yield (path, message) for keys that this kind of schedule would ignore or can't use."""
+        used = {"multistep": {"milestones", "gamma"}, "step": {"every", "gamma"}, "cosine": {"final_lr"}}
+        allowed = {"name", "warmup_epochs"} | used.get(self.name, set())
+        for key in sorted(self.model_fields_set - allowed):
+            yield (key,), f"{key!r} has no meaning for schedule {self.name!r}"
+        if self.name == "multistep":
+            if not self.milestones:
+                yield (), "schedule 'multistep' needs milestones"
+            elif list(self.milestones) != sorted(set(self.milestones)):
+                yield ("milestones",), "milestones must rise"
+            elif self.milestones[-1] >= epochs:
+                last = self.milestones[-1]
+                yield ("milestones",), f"milestone {last} lies after the training, which has {epochs} epochs"
+        if self.name == "step" and self.every is None:
+            yield (), "schedule 'step' needs 'every', the epochs between two steps"
+        if self.warmup_epochs >= epochs and self.warmup_epochs:
+            yield ("warmup_epochs",), f"warm-up of {self.warmup_epochs} epochs leaves nothing of {epochs}"
+
+
+class TrainingConfig(FrozenModel):
+    """How long and with what.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: samples a step; the last, smaller batch of an epoch is dropped.
+        optimizer: see ``OptimizerConfig``.
+        schedule: see ``ScheduleConfig``.
+        seed: of weights, order and augmentation.
+        label_smoothing: of the cross entropy.
+        clip_grad: largest norm of the gradient; None for no clipping.
+        amp: automatic mixed precision: ``auto`` is bfloat16 on a GPU and off on a CPU.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Count
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_grad: Positive | None = None
+    amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
+
+
+class DataConfig(FrozenModel):
+    """What all data sets have in common; ``name`` tells which one.
+
+    Attributes:
+        workers: loader processes.
+    """
+
+    name: str
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the network's input, in pixels."""
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, None where only the folder tells."""
+        return None
+
+
+class DigitsConfig(DataConfig):
+    """scikit-learn's 1,797 handwritten digits, enlarged, three equal channels; a fixed stratified split.
+
+    Attributes:
+        size: height and width, in pixels.
+        pad: random shifts by up to this many pixels while training.
+    """
+
+    name: Literal["digits"] = "digits"
+    size: Annotated[int, Field(ge=8, le=512)] = 32
+    pad: Annotated[int, Field(ge=0, le=64)] = 0
+
+    @property
+    def image_size(self) -> int:
+        """See ``DataConfig``."""
+        return self.size
+
+    @property
+    def classes(self) -> int | None:
+        """See ``DataConfig``."""
+        return 10
+
+
+class CifarConfig(DataConfig):
+    """CIFAR from a folder in torchvision's layout.
+
+    Attributes:
+        root: the folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``.
+        pad: zero padding before the random 32x32 crop.
+        flip: random horizontal flips.
+    """
+
+    name: Literal["cifar10", "cifar100"]
+    root: Annotated[str, Field(min_length=1)]
+    pad: Annotated[int, Field(ge=0, le=16)] = 4
+    flip: bool = True
+
+    @property
+    def image_size(self) -> int:
+        """See ``DataConfig``."""
+        return 32
+
+    @property
+    def classes(self) -> int | None:
+        """See ``DataConfig``."""
+        return 10 if self.name == "cifar10" else 100
+
+
+class ImageFolderConfig(DataConfig):
+    """A folder in ImageNet's layout: ``train/<class>/*.jpg`` and ``val/<class>/*.jpg``.
+
+    Attributes:
+        root: the folder that holds ``train`` and ``val``.
+        resize: shorter side before cropping, in pixels; None is ``crop`` * 256 / 224.
+        crop: height and width of the random crop in training and of the centre crop in evaluation.
+        flip: random horizontal flips.
+    """
+
+    name: Literal["imagefolder"] = "imagefolder"
+    root: Annotated[str, Field(min_length=1)]
+    resize: Annotated[int, Field(ge=8, le=4096)] | None = None
+    crop: Annotated[int, Field(ge=8, le=4096)] = 224
+    flip: bool = True
+
+    @property
+    def image_size(self) -> int:
+        """See ``DataConfig``."""
+        return self.crop
+
+
+DATA_CONFIGS: dict[str, type[DataConfig]] = {
+    "digits": DigitsConfig,
+    "cifar10": CifarConfig,
+    "cifar100": CifarConfig,
+    "imagefolder": ImageFolderConfig,
+}
+
+
+class Recipe(FrozenModel):
+    """One run: a network, its data, its training, and the modifiers in order.
+
+    ``load_recipe`` makes one from a file and knows the place of each mistake; it is what to use.
+    """
+
+    version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")]
+    model: ModelConfig
+    data: SerializeAsAny[DataConfig]
+    training: TrainingConfig
+    modifiers: tuple[SerializeAsAny[ModifierConfig], ...] = ()
+
+    _source: SourceMap = PrivateAttr(default_factory=SourceMap)
+
+    @property
+    def source(self) -> SourceMap:
+        """Where its parts stood in the file."""
+        return self._source
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all settings, defaults included: equal for recipes that mean the same run."""
+        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()

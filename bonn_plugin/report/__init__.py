@@ -1,0 +1,18 @@
+"""Reports: the ledger of stored bits, and its tables."""
+
+from bonn_plugin.report.ledger import Entry, Ledger, Rule, float32_file_bytes, ledger
+from bonn_plugin.report.model import Accuracy, Report, make_report
+from bonn_plugin.report.render import to_markdown, to_terminal
+
+__all__ = [
+    "Accuracy",
+    "Entry",
+    "Ledger",
+    "Report",
+    "Rule",
+    "float32_file_bytes",
+    "ledger",
+    "make_report",
+    "to_markdown",
+    "to_terminal",
+]

@@ -1,0 +1,212 @@
+"""The report as data: JSON is the source, Markdown and the terminal's tables come from it."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from bonn_plugin.nn import Role
+from bonn_plugin.nn.operations import Macs, count_macs
+from bonn_plugin.report.ledger import RULES, Entry, Rule, float32_file_bytes, ledger
+
+SPEED_NOTE = (
+    "In torch a packed convolution unpacks its signs at each call: it is exact, and no faster than a "
+    "full-precision one. It serves evaluation and export."
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorRow(_Part):
+    """One stored tensor. ``needed_bits`` are those of its numbers, ``written_bits`` those in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+    elements: int
+    bits: int
+    needed_bits: int
+    written_bits: int
+    original_bits: int
+
+
+class LayerRow(_Part):
+    """One module that stores something or computes: its bits, and multiply-accumulates for one image."""
+
+    name: str
+    kind: str
+    needed_bits: int
+    original_bits: int
+    binary_macs: int
+    real_macs: int
+
+
+class RoleRow(_Part):
+    """All tensors of one role."""
+
+    role: Role
+    tensors: int
+    elements: int
+    needed_bits: int
+    written_bits: int
+
+
+class RateRow(_Part):
+    """A compression rate and what it counts."""
+
+    rule: Rule
+    counts: tuple[Role, ...]
+    original_bits: int
+    needed_bits: int
+    rate: float
+
+
+class FileSizes(_Part):
+    """Measured bytes: of this checkpoint's tensors and folder, and of the same network saved in float32."""
+
+    weights: int
+    folder: int
+    float32: int
+    rate: float
+
+
+class Operations(_Part):
+    """OPs = BOPs / 64 + FLOPs for one image, a multiply-accumulate counting as one."""
+
+    input_shape: tuple[int, ...]
+    binary: int
+    real: int
+    ops: float
+    original: int
+
+
+class Accuracy(_Part):
+    """Top-1 (and top-5) in percent, as trained and reloaded from the files."""
+
+    samples: int
+    trained_top1: float
+    packed_top1: float
+    trained_top5: float
+    packed_top5: float
+    identical_logits: bool
+
+
+class Report(_Part):
+    """Everything that ``bonn report`` shows."""
+
+    name: str
+    network: str
+    parameters: int
+    date: str
+    machine: str
+    rates: tuple[RateRow, ...]
+    files: FileSizes
+    operations: Operations
+    accuracy: Accuracy | None
+    roles: tuple[RoleRow, ...]
+    layers: tuple[LayerRow, ...]
+    tensors: tuple[TensorRow, ...]
+    notes: tuple[str, ...]
+
+
+def make_report(
+    name: str,
+    network: str,
+    packed: nn.Module,
+    original: nn.Module,
+    example: Tensor,
+    weights_bytes: int,
+    folder_bytes: int,
+    accuracy: Accuracy | None = None,
+) -> Report:
+    """Measure a converted model against the full-precision network that it came from.
+
+    Args:
+        name: the recipe's name.
+        network: the network's name.
+        packed: the converted model.
+        original: the same network, not binarised; only its shapes matter.
+        example: (1, C, H, W), the input that operations are counted for.
+        weights_bytes: size of the checkpoint's tensors' file.
+        folder_bytes: size of all the checkpoint's files.
+        accuracy: as measured, if it was.
+    """
+    book = ledger(packed)
+    macs = count_macs(packed, example)
+    whole = sum(macs.values(), Macs())
+    before = sum(count_macs(original, example).values(), Macs())
+    float32 = float32_file_bytes(original)
+    kinds = {n: type(m).__name__ for n, m in packed.named_modules()}
+    by_module: dict[str, list[Entry]] = {}
+    for entry in book.entries:
+        by_module.setdefault(entry.module, []).append(entry)
+    return Report(
+        name=name,
+        network=network,
+        parameters=sum(p.numel() for p in original.parameters()),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        rates=tuple(
+            RateRow(
+                rule=rule,
+                counts=tuple(role for role in Role if role in RULES[rule]),
+                original_bits=sum(e.original_bits for e in book.select(RULES[rule])),
+                needed_bits=sum(e.needed_bits for e in book.select(RULES[rule])),
+                rate=book.rate(rule),
+            )
+            for rule in Rule
+        ),
+        files=FileSizes(weights=weights_bytes, folder=folder_bytes, float32=float32, rate=float32 / weights_bytes),
+        operations=Operations(
+            input_shape=tuple(example.shape[1:]),
+            binary=whole.binary,
+            real=whole.real,
+            ops=whole.ops,
+            original=before.real,
+        ),
+        accuracy=accuracy,
+        roles=tuple(
+            RoleRow(
+                role=role,
+                tensors=len(book.select([role])),
+                elements=sum(e.elements for e in book.select([role])),
+                needed_bits=book.bits(role),
+                written_bits=sum(e.written_bits for e in book.select([role])),
+            )
+            for role in Role
+            if book.select([role])
+        ),
+        layers=tuple(
+            LayerRow(
+                name=module,
+                kind=kinds[module],
+                needed_bits=sum(e.needed_bits for e in entries),
+                original_bits=sum(e.original_bits for e in entries),
+                binary_macs=macs.get(module, Macs()).binary,
+                real_macs=macs.get(module, Macs()).real,
+            )
+            for module, entries in by_module.items()
+        ),
+        tensors=tuple(
+            TensorRow(
+                name=e.name,
+                shape=e.shape,
+                dtype=e.dtype,
+                role=e.role,
+                elements=e.elements,
+                bits=e.bits,
+                needed_bits=e.needed_bits,
+                written_bits=e.written_bits,
+                original_bits=e.original_bits,
+            )
+            for e in book.entries
+        ),
+        notes=(SPEED_NOTE,),
+    )

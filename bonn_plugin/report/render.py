@@ -1,0 +1,156 @@
+"""The report's tables, for a terminal and as Markdown, from one description."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from bonn_plugin.report.model import Report
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; columns whose heading begins with ``<`` are flush left."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def to_markdown(report: Report) -> str:
+    """Return the report as Markdown."""
+    lines = [f"# {report.name}", "", *_summary(report), ""]
+    for table in _tables(report):
+        head = [h.removeprefix("<") for h in table.head]
+        rule = ["---" if h.startswith("<") else "--:" for h in table.head]
+        lines += [f"## {table.title}", "", _line(head), _line(rule), *map(_line, table.rows), ""]
+    return "\n".join([*lines, *(f"{note}\n" for note in report.notes)])
+
+
+def to_terminal(report: Report, *, details: bool = True) -> RenderableType:
+    """Return the report for ``rich.console.Console.print``; without ``details`` no per-layer table."""
+    parts: list[RenderableType] = [Text(line) for line in _summary(report)]
+    for table in _tables(report):
+        if not details and table.title == "Layers":
+            continue
+        drawn = RichTable(title=table.title, title_justify="left")
+        for head in table.head:
+            left = head.startswith("<")
+            drawn.add_column(head.removeprefix("<"), justify="left" if left else "right", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*row)
+        parts.append(drawn)
+    return Group(*parts, *(Text(note) for note in report.notes))
+
+
+def _summary(report: Report) -> list[str]:
+    return [
+        f"{report.network}, {report.parameters:,} parameters ({report.machine}, {report.date})",
+    ]
+
+
+def _tables(report: Report) -> list[Table]:
+    tables = []
+    if report.accuracy:
+        a = report.accuracy
+        tables.append(
+            Table(
+                f"Accuracy on {a.samples:,} test samples, in %",
+                ("<", "top-1", "top-5"),
+                (
+                    ("as trained", f"{a.trained_top1:.2f}", f"{a.trained_top5:.2f}"),
+                    ("packed, reloaded from the files", f"{a.packed_top1:.2f}", f"{a.packed_top5:.2f}"),
+                    ("logits equal bit for bit", "yes" if a.identical_logits else "no", ""),
+                ),
+            )
+        )
+    tables.append(
+        Table(
+            "Compression rate by what is counted",
+            ("<counted", "float32", "now", "rate"),
+            (
+                *((str(r.rule), _bits(r.original_bits), _bits(r.needed_bits), f"{r.rate:.2f}") for r in report.rates),
+                (
+                    "bytes on disk, model.safetensors",
+                    f"{report.files.float32:,} B",
+                    f"{report.files.weights:,} B",
+                    f"{report.files.rate:.2f}",
+                ),
+                (
+                    "bytes on disk, whole folder",
+                    f"{report.files.float32:,} B",
+                    f"{report.files.folder:,} B",
+                    f"{report.files.float32 / report.files.folder:.2f}",
+                ),
+            ),
+        )
+    )
+    ops = report.operations
+    tables.append(
+        Table(
+            f"Operations for one image of {' x '.join(map(str, ops.input_shape))}",
+            ("<", "binary (BOPs)", "real (FLOPs)", "OPs = BOPs/64 + FLOPs"),
+            (
+                ("float32", "0", f"{ops.original:.3e}", f"{ops.original:.3e}"),
+                ("now", f"{ops.binary:.3e}", f"{ops.real:.3e}", f"{ops.ops:.3e}"),
+            ),
+        )
+    )
+    total = sum(row.needed_bits for row in report.roles)
+    tables.append(
+        Table(
+            "Stored bits by role",
+            ("<role", "tensors", "numbers", "bits needed", "bits written", "share"),
+            (
+                *(
+                    (
+                        str(row.role),
+                        str(row.tensors),
+                        f"{row.elements:,}",
+                        f"{row.needed_bits:,}",
+                        f"{row.written_bits:,}",
+                        f"{100 * row.needed_bits / total:.1f} %",
+                    )
+                    for row in report.roles
+                ),
+                (
+                    "all",
+                    str(sum(row.tensors for row in report.roles)),
+                    f"{sum(row.elements for row in report.roles):,}",
+                    f"{total:,}",
+                    f"{sum(row.written_bits for row in report.roles):,}",
+                    "100.0 %",
+                ),
+            ),
+        )
+    )
+    tables.append(
+        Table(
+            "Layers",
+            ("<module", "<kind", "float32 bits", "bits now", "BOPs", "FLOPs"),
+            tuple(
+                (
+                    row.name,
+                    row.kind,
+                    f"{row.original_bits:,}",
+                    f"{row.needed_bits:,}",
+                    f"{row.binary_macs:,}",
+                    f"{row.real_macs:,}",
+                )
+                for row in report.layers
+            ),
+        )
+    )
+    return tables
+
+
+def _bits(bits: int) -> str:
+    return f"{bits:,} bit"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
