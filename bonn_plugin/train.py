@@ -138,6 +138,7 @@ class Runner:
         for epoch in range(self.session.epoch, self.session.epochs):
             began = time.perf_counter()
             record = {"epoch": epoch + 1, **self._epoch(epoch)}
+            record.update(self.session.metrics())
             record["test_top1"], record["test_top5"] = self._accuracy(self.model)
             record["seconds"] = time.perf_counter() - began
             self.metrics.append(record)

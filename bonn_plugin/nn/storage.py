@@ -23,6 +23,7 @@ class Role(StrEnum):
     REAL_WEIGHT = "real weight"
     NORM = "norm"
     SCALE = "scale"
+    INDEX = "filter index"
     THRESHOLD = "threshold"
     NORM_STATISTICS = "norm statistics"
 
