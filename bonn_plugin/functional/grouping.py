@@ -219,7 +219,8 @@ def _coordinates(filters: Any) -> Any:
     """Return the filters in an orthonormal basis of what they span: same distances, C_out numbers a filter."""
     if filters.shape[1] <= filters.shape[0]:
         return filters
-    return np.linalg.qr(filters.T, mode="r").T
+    triangle: Any = np.linalg.qr(filters.T, mode="r")
+    return triangle.T
 
 
 def _in_order(labels: Any) -> Any:

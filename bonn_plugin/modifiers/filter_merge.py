@@ -161,9 +161,7 @@ class FilterMergeModifier(Modifier[FilterMergeConfig]):
     def state_dict(self) -> dict[str, Any]:
         """Return groups and pull of each layer."""
         merges = {name: _merge(layer) for name, layer in self.layers.items()}
-        return {
-            name: {"groups": m.groups.cpu(), "gamma": m.gamma, "zeroed": m.zeroed} for name, m in merges.items()
-        }
+        return {name: {"groups": m.groups.cpu(), "gamma": m.gamma, "zeroed": m.zeroed} for name, m in merges.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""

@@ -6,6 +6,8 @@ from bonn_plugin.nn.merge import FilterMerge
 from bonn_plugin.nn.packed_conv import PackedConv2d
 from bonn_plugin.nn.prior import BimodalPrior
 from bonn_plugin.nn.storage import (
+    Filters,
+    Merging,
     Replacement,
     Role,
     StoredTensor,
@@ -20,6 +22,8 @@ __all__ = [
     "BinaryConv2d",
     "ConvGeometry",
     "FilterMerge",
+    "Filters",
+    "Merging",
     "PackedConv2d",
     "Replacement",
     "Role",

@@ -83,7 +83,7 @@ class BinaryConv2d(nn.Module):
         return y if self.bias is None else y + self.bias[:, None, None]
 
     def latent_weight(self) -> Tensor:
-        """Return the kernel X that is binarised, (C_out, C_in / groups, kh, kw): pulled together where filters merge."""
+        """Return the kernel X that is binarised, (C_out, C_in / groups, kh, kw): merging pulls filters together."""
         if self.merge is None:
             return self.weight
         merged: Tensor = self.merge(self.weight)

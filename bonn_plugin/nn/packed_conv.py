@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bonn_plugin.functional import pack_signs, sign, unpack_signs
 from bonn_plugin.nn.geometry import ConvGeometry
 from bonn_plugin.nn.operations import Macs
-from bonn_plugin.nn.storage import Role, StoredTensor, register_replacement
+from bonn_plugin.nn.storage import Filters, Role, StoredTensor, register_replacement
 
 
 @torch.library.custom_op("bonn::binary_conv2d", mutates_args=())
@@ -208,6 +208,15 @@ class PackedConv2d(nn.Module):
         if factor is not None:
             weight = weight * factor[:, None, None, None]
         return weight * self.weight_scale
+
+    @property
+    def filters(self) -> Filters:
+        """Its outputs, the filters stored for them, and the outputs that are zeroed."""
+        outputs = self.geometry.out_channels
+        zeroed = 0
+        if self.weight_kept is not None:
+            zeroed = int((unpack_signs(self.weight_kept[None], (1, outputs)) < 0).sum())
+        return Filters(outputs, self.unique_filters, zeroed)
 
     def without_merging(self) -> PackedConv2d:
         """Return a layer of the same shape that stores each filter: to count what merging saves."""

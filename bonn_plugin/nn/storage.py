@@ -73,6 +73,29 @@ class Storing(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Filters:
+    """Filters of a layer: its outputs, the filters that are stored for them, and outputs that are zeroed."""
+
+    outputs: int
+    stored: int
+    zeroed: int = 0
+
+
+@runtime_checkable
+class Merging(Protocol):
+    """A module that may store fewer filters than it has outputs."""
+
+    @property
+    def filters(self) -> Filters:
+        """Return how many filters it has and stores."""
+        ...
+
+    def without_merging(self) -> nn.Module:
+        """Return a module of the same shape that stores each filter; its tensors' values have no meaning."""
+        ...
+
+
 @runtime_checkable
 class Replacement(Storing, Protocol):
     """A module that took another's place at ``convert``: it can be rebuilt from its ``spec``."""
@@ -152,6 +175,8 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 
 __all__ = [
+    "Filters",
+    "Merging",
     "Replacement",
     "Role",
     "StoredTensor",
