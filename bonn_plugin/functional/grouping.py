@@ -99,80 +99,100 @@ def sensitivity_keeps(weights: Sequence[Tensor], keep: float) -> list[float]:
     return [k / len(w) for k, w in zip(kept, weights, strict=True)]
 
 
-class _GroupMean(Function):
-    """X -> X̄_group. The map is symmetric: the gradient of a filter is the mean over its group's members."""
+class _Pull(Function):
+    """X -> (1 - gamma) X + gamma X̄. The map is symmetric: it takes the gradient as it takes the kernel."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, groups: Tensor) -> Tensor:
-        ctx.save_for_backward(groups)
-        return _means(weight, groups)
+    def forward(ctx: Any, weight: Tensor, groups: Tensor, shares: Tensor, gamma: float, mean: Tensor) -> Tensor:
+        ctx.save_for_backward(groups, shares)
+        ctx.gamma = gamma
+        return mean.view_as(mean) if gamma == 1 else torch.lerp(weight, mean, gamma)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (groups,) = ctx.saved_tensors
-        return _means(grad, groups), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        groups, shares = ctx.saved_tensors
+        mean = means(grad, groups, shares)
+        # in place: the sum is this function's own
+        pulled = mean if ctx.gamma == 1 else mean.lerp_(grad, 1 - ctx.gamma)
+        return pulled, None, None, None, None
 
 
-def group_mean(weight: Tensor, groups: Tensor) -> Tensor:
-    """Return the mean of each filter's group, X̄, in the filter's place.
-
-    Members of a group get the same bits, in the forward pass and in their gradients.
-
-    Args:
-        weight: (C_out, ...), floating point.
-        groups: int64 (C_out,), from 0.
-
-    Returns:
-        A tensor with the shape and dtype of ``weight``.
-    """
-    mean: Tensor = _GroupMean.apply(weight, groups)
-    return mean
+def pull(weight: Tensor, groups: Tensor, shares: Tensor, gamma: float, mean: Tensor) -> Tensor:
+    """Like ``merge_filters``, with ``mean`` and ``shares`` at hand: ``means(weight, ...)``, ``member_shares(groups)``."""
+    pulled: Tensor = _Pull.apply(weight, groups, shares, gamma, mean)
+    return pulled
 
 
 def merge_filters(weight: Tensor, groups: Tensor, gamma: float) -> Tensor:
     """Pull the filters to their groups' means: (1 - gamma) X + gamma X̄; at gamma = 1 exactly X̄.
 
+    At gamma = 1 members of a group get the same bits, and so do their gradients, the mean of the members'.
+
     Args:
-        weight: X, (C_out, ...).
-        groups: int64 (C_out,), from 0.
+        weight: X, (C_out, ...), floating point.
+        groups: int64 (C_out,), from 0 with no number left out.
         gamma: strength of the pull, 0 to 1.
+
+    Returns:
+        A tensor with the shape and dtype of ``weight``.
     """
     if gamma == 0:
         return weight
-    mean = group_mean(weight, groups)
-    return mean if gamma == 1 else torch.lerp(weight, mean, gamma)
+    shares = member_shares(groups, weight.dtype)
+    return pull(weight, groups, shares, gamma, means(weight.detach(), groups, shares))
 
 
-class _PruningLoss(Function):
-    """Eq. 3.107. The gradients are by-products of the loss, so both are made in the forward pass."""
+def group_mean(weight: Tensor, groups: Tensor) -> Tensor:
+    """Return the mean of each filter's group, X̄, in the filter's place: ``merge_filters`` at gamma = 1."""
+    return merge_filters(weight, groups, 1.0)
+
+
+def member_shares(groups: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return one over the number of members of each group, (G,)."""
+    return torch.bincount(groups).to(dtype).reciprocal()
+
+
+def means(x: Tensor, groups: Tensor, shares: Tensor) -> Tensor:
+    """Return each filter's group mean, shaped as ``x``, without gradient; ``shares`` from ``member_shares``."""
+    flat = x.reshape(len(groups), -1)
+    sums = flat.new_zeros(len(shares), flat.shape[1]).index_add_(0, groups, flat)
+    return sums.mul_(shares[:, None]).index_select(0, groups).view_as(x)
+
+
+class _SquaredDistance(Function):
+    """||X_i - X̄||^2 of each filter. X̄ counts as a constant: see ``pruning_loss``."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, groups: Tensor, sigma: Tensor, nu: float) -> Tensor:
-        x = weight.flatten(1)
-        n = x.shape[1]
-        scalar = sigma.dim() == 1
-        spread = sigma[:, None] if scalar else sigma.flatten(1)
-        members = _members(groups, len(sigma), x.dtype)[:, None]
-        distance = x - _means(x, groups)
-        squares = distance.square()
-        if scalar:
-            squares = squares.sum(1, keepdim=True)
-        within = torch.zeros_like(spread).index_add_(0, groups, squares)  # sum over a group's members
-        precision = nu / spread.square()
-        times = n if scalar else 1  # entries of Psi's diagonal that share one sigma
-        log_det = times * (members * spread.square().log()).sum()
-        loss = within.sum() + (precision * within).sum() + nu * log_det
-        grad_x = distance * (2 * (1 + precision))[groups]
-        grad_sigma = 2 * (nu * times * members - precision * within) / spread
-        ctx.save_for_backward(grad_x.view_as(weight), grad_sigma.view_as(sigma))
-        return loss
+    def forward(ctx: Any, weight: Tensor, mean: Tensor) -> Tensor:
+        distance = weight - mean
+        ctx.save_for_backward(distance)
+        return torch.linalg.vector_norm(distance.flatten(1), dim=1).square_()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        grad_x, grad_sigma = ctx.saved_tensors
-        return grad * grad_x, None, grad * grad_sigma, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (distance,) = ctx.saved_tensors
+        return distance * (2 * grad).view(-1, *[1] * (distance.dim() - 1)), None
+
+
+def squared_distance(weight: Tensor, mean: Tensor) -> Tensor:
+    """Return ||X_i - X̄||^2 of each filter, (C_out,); ``mean`` is ``group_mean(weight, groups)``, taken as constant."""
+    squares: Tensor = _SquaredDistance.apply(weight, mean)
+    return squares
+
+
+def pruning_sum(squares: Tensor, sigma: Tensor, n: Tensor | int, nu: float) -> Tensor:
+    """Return Eq. 3.107 summed over filters with one sigma each, which may be those of many layers in a row.
+
+    Args:
+        squares: ``squared_distance`` of each filter, (F,).
+        sigma: spread of each filter's group, (F,), positive.
+        n: elements of a filter, or (F,).
+        nu: variance of the error.
+    """
+    variance = sigma.square()
+    return (squares + nu * (squares / variance + n * variance.log())).sum()
 
 
 def pruning_loss(weight: Tensor, groups: Tensor, sigma: Tensor, nu: float) -> Tensor:
@@ -193,26 +213,19 @@ def pruning_loss(weight: Tensor, groups: Tensor, sigma: Tensor, nu: float) -> Te
     Raises:
         ValueError: ``sigma`` has another shape.
     """
-    if sigma.dim() != 1 and sigma[0].numel() != weight[0].numel():
+    # The means count as constants: the distances of a group add up to 0, so nothing of the gradient is lost.
+    mean = group_mean(weight.detach(), groups)
+    own = sigma.index_select(0, groups)
+    if sigma.dim() == 1:
+        return pruning_sum(squared_distance(weight, mean), own, weight[0].numel(), nu)
+    if sigma[0].numel() != weight[0].numel():
         raise ValueError(
             f"sigma is {tuple(sigma.shape)}: it must be (groups,), or (groups, ...) with the "
             f"{weight[0].numel()} elements of a filter"
         )
-    loss: Tensor = _PruningLoss.apply(weight, groups, sigma, nu)
-    return loss
-
-
-def _means(x: Tensor, groups: Tensor) -> Tensor:
-    # Room for as many groups as filters: their true number would have to be read from the device.
-    flat = x.reshape(len(groups), -1)
-    sums = torch.zeros_like(flat).index_add_(0, groups, flat)
-    count = _members(groups, len(groups), flat.dtype)
-    return (sums.index_select(0, groups) / count[groups, None]).view_as(x)
-
-
-def _members(groups: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    ones = torch.ones(len(groups), dtype=dtype, device=groups.device)
-    return ones.new_zeros(length).index_add_(0, groups, ones)
+    variance = own.square().view_as(weight)
+    squares = (weight - mean).square()
+    return (squares + nu * (squares / variance + variance.log())).sum()
 
 
 def _coordinates(filters: Any) -> Any:

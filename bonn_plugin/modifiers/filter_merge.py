@@ -22,6 +22,7 @@ from bonn_plugin.modifiers.base import (
 )
 from bonn_plugin.modifiers.select import match_convolutions, selector_problem
 from bonn_plugin.nn import BinaryConv2d, FilterMerge
+from bonn_plugin.nn.merge import model_pruning_loss
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Keep = Annotated[
@@ -126,10 +127,12 @@ class FilterMergeModifier(Modifier[FilterMergeConfig]):
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return ``{"pruning": loss_weight * sum over layers}``; the only place where loss_weight is applied."""
-        if self.config.loss_weight == 0:
+        config = self.config
+        if config.loss_weight == 0:
             return {}
-        terms = [_merge(layer).loss(layer.weight, self.config.nu) for layer in self.layers.values()]
-        return {"pruning": self.config.loss_weight * torch.stack(terms).sum()}
+        layers = tuple(self.layers.values())
+        loss = model_pruning_loss([_merge(layer) for layer in layers], [layer.weight for layer in layers], config.nu)
+        return {"pruning": config.loss_weight * loss}
 
     def on_epoch_end(self) -> None:
         """Measure; at the window's end and after it, make the filters of each group their mean."""

@@ -63,7 +63,7 @@ class KernelLoss(Modifier[KernelLossConfig]):
         if self.active:
             for layer in self.layers:
                 assert isinstance(layer.prior, BimodalPrior)
-                layer.prior.start(layer.latent_weight())
+                layer.prior.start(layer.weight)
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return ``{"kernel": lambda * sum over layers}``; the only place where lambda is applied."""
@@ -76,7 +76,7 @@ def model_kernel_loss(layers: tuple[BinaryConv2d, ...], nu: float) -> Tensor:
     for layer in layers:
         prior = layer.prior
         assert isinstance(prior, BimodalPrior)
-        term = kernel_loss(layer.latent_weight(), layer.modulation, prior.mu, prior.sigma, nu)
+        term = kernel_loss(layer.weight, layer.modulation, prior.mu, prior.sigma, nu)
         total = term if total is None else total + term
     assert total is not None
     return total

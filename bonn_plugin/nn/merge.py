@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bonn_plugin.functional import group_mean, merge_filters, pruning_loss
+from bonn_plugin.functional import group_mean
+from bonn_plugin.functional.grouping import means, member_shares, pruning_sum, pull, squared_distance
 
 
 class FilterMerge(nn.Module):
@@ -26,22 +28,24 @@ class FilterMerge(nn.Module):
 
     groups: Tensor
     kept: Tensor
+    shares: Tensor
 
     def __init__(self, filters: int, most_groups: int, floor: float) -> None:
         super().__init__()
         self.floor = floor
         self.gamma = 0.0
         self.zeroed = False
-        self._count = filters
         self.log_sigma = nn.Parameter(torch.zeros(most_groups))
         # Not in the model's state: a later run that starts from these weights finds its own groups.
         self.register_buffer("groups", torch.arange(filters), persistent=False)
         self.register_buffer("kept", torch.ones(filters, dtype=torch.bool), persistent=False)
+        self.register_buffer("shares", torch.ones(filters), persistent=False)
+        self._mean: Tensor | None = None
 
     def set_groups(self, groups: Tensor) -> None:
         """Take the group of each filter, int64 (C_out,); the first of each group is the one that stands for it."""
         self.groups = groups.to(self.groups)
-        self._count = int(groups.max()) + 1  # kept beside the tensor: no wait for the device in each step
+        self.shares = member_shares(self.groups, self.shares.dtype)
         places = torch.arange(len(groups), device=self.groups.device)
         first = torch.full_like(places, len(groups)).scatter_reduce_(0, self.groups, places, "amin")
         self.kept = first[self.groups] == places
@@ -58,15 +62,20 @@ class FilterMerge(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return (1 - gamma) X + gamma X̄ for a kernel X, (C_out, ...)."""
-        return merge_filters(weight, self.groups, self.gamma)
+        if self.gamma == 0:
+            return weight
+        mean = means(weight.detach(), self.groups, self.shares)
+        self._mean = mean if self.training and self.gamma < 1 else None
+        return pull(weight, self.groups, self.shares, self.gamma, mean)
 
     def gate(self, output: Tensor) -> Tensor:
         """Set the outputs (B, C_out, H, W) of all but each group's first filter to zero, once ``zeroed`` is on."""
         return output * self.kept.to(output.dtype)[:, None, None] if self.zeroed else output
 
-    def loss(self, weight: Tensor, nu: float) -> Tensor:
-        """Return ``functional.pruning_loss`` of the layer's latent kernel."""
-        return pruning_loss(weight, self.groups, self.sigma[: self.group_count], nu)
+    def squared_distance(self, weight: Tensor) -> Tensor:
+        """Return ||X_i - X̄||^2 of each filter of the layer's latent kernel, (C_out,), once a forward pass."""
+        mean, self._mean = self._mean, None
+        return squared_distance(weight, group_mean(weight.detach(), self.groups) if mean is None else mean)
 
     @torch.no_grad()
     def settle(self, weight: Tensor) -> None:
@@ -82,7 +91,7 @@ class FilterMerge(nn.Module):
     @property
     def group_count(self) -> int:
         """Number of groups; C_out before the start."""
-        return self._count
+        return len(self.shares)
 
     @property
     def sigma(self) -> Tensor:
@@ -94,4 +103,20 @@ class FilterMerge(nn.Module):
         return f"{len(self.groups)} filters, {self.group_count} groups, gamma={self.gamma:g}, zeroed={self.zeroed}"
 
 
-__all__ = ["FilterMerge"]
+def model_pruning_loss(merges: Sequence[FilterMerge], weights: Sequence[Tensor], nu: float) -> Tensor:
+    """Return the sum over layers of ``functional.pruning_loss``, a scalar.
+
+    What there is one number a filter of is done for all layers together: a layer's own dozen small
+    operations would cost more than its distances. The layers have one ``floor`` in common.
+    """
+    squares = [merge.squared_distance(weight) for merge, weight in zip(merges, weights, strict=True)]
+    sizes = [s.new_full(s.shape, weight[0].numel()) for s, weight in zip(squares, weights, strict=True)]
+    sigma = torch.cat([merge.log_sigma for merge in merges]).exp().clamp(min=merges[0].floor)
+    places, offset = [], 0
+    for merge in merges:
+        places.append(merge.groups + offset)
+        offset += len(merge.log_sigma)
+    return pruning_sum(torch.cat(squares), sigma.index_select(0, torch.cat(places)), torch.cat(sizes), nu)
+
+
+__all__ = ["FilterMerge", "model_pruning_loss"]
