@@ -119,7 +119,7 @@ class _Pull(Function):
 
 
 def pull(weight: Tensor, groups: Tensor, shares: Tensor, gamma: float, mean: Tensor) -> Tensor:
-    """Like ``merge_filters``, with ``mean`` and ``shares`` at hand: ``means(weight, ...)``, ``member_shares(groups)``."""
+    """Like ``merge_filters``, for who has ``member_shares(groups)`` and ``means(weight, ...)`` at hand."""
     pulled: Tensor = _Pull.apply(weight, groups, shares, gamma, mean)
     return pulled
 
@@ -167,7 +167,8 @@ class _SquaredDistance(Function):
     def forward(ctx: Any, weight: Tensor, mean: Tensor) -> Tensor:
         distance = weight - mean
         ctx.save_for_backward(distance)
-        return torch.linalg.vector_norm(distance.flatten(1), dim=1).square_()
+        norms: Tensor = torch.linalg.vector_norm(distance.flatten(1), dim=1)
+        return norms.square_()
 
     @staticmethod
     @once_differentiable
@@ -192,7 +193,8 @@ def pruning_sum(squares: Tensor, sigma: Tensor, n: Tensor | int, nu: float) -> T
         nu: variance of the error.
     """
     variance = sigma.square()
-    return (squares + nu * (squares / variance + n * variance.log())).sum()
+    loss: Tensor = (squares + nu * (squares / variance + n * variance.log())).sum()
+    return loss
 
 
 def pruning_loss(weight: Tensor, groups: Tensor, sigma: Tensor, nu: float) -> Tensor:
