@@ -21,6 +21,7 @@ from bonn_plugin.checkpoint import CONFIG, RECIPE, WEIGHTS, load_packed, load_st
 from bonn_plugin.data import epoch_seed, evaluation_loader, load_splits, train_loader
 from bonn_plugin.errors import CheckpointError, TrainingError
 from bonn_plugin.files import write_file
+from bonn_plugin.nn.distribution import latent_valleys
 from bonn_plugin.optim import make_optimizer, make_scheduler
 from bonn_plugin.recipe import Recipe, dump_recipe, recipe_model
 from bonn_plugin.report import Accuracy, Report, make_report, to_markdown
@@ -139,6 +140,9 @@ class Runner:
             began = time.perf_counter()
             record = {"epoch": epoch + 1, **self._epoch(epoch)}
             record["test_top1"], record["test_top5"] = self._accuracy(self.model)
+            valleys = latent_valleys(self.model)
+            if valleys:
+                record["valley"] = {"mean": sum(valleys.values()) / len(valleys), "max": max(valleys.values())}
             record["seconds"] = time.perf_counter() - began
             self.metrics.append(record)
             self._save(state)
