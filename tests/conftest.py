@@ -7,7 +7,7 @@ import torch
 
 from bonn_plugin import Recipe, parse_recipe
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests run in two processes
 
 TINY = """
 version: 1

@@ -146,7 +146,7 @@ def test_settings_that_make_no_sense_are_refused():
     for settings in ({"lambda_": -1.0}, {"ste": "tanh"}, {"threshold": "sometimes"}, {"nu": 0.0}, {"bound": 0.0}):
         with pytest.raises(BonnError, match="BonnConfig"):
             BonnConfig(**settings)
-    with pytest.raises(BonnError, match="unknown key 'lamda'.*Did you mean 'lambda_'"):
+    with pytest.raises(BonnError, match=r"unknown key 'lamda'.*Did you mean 'lambda_'"):
         BonnConfig.from_dict({"lamda": 1e-4})
     with pytest.raises(BonnError, match="not Linear"):
         BonnConfig(white_list=[torch.nn.Linear])

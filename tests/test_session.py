@@ -165,7 +165,7 @@ def test_parameter_groups_have_the_roles_and_no_decay_where_none_belongs():
 
 
 def test_a_state_goes_on_in_another_session_and_refuses_another_recipe(tiny):
-    session, model, _ = own_loop(tiny, epochs=1)
+    session, _, _ = own_loop(tiny, epochs=1)
     state = session.state_dict()
     other = Session(tiny, 3)
     other.prepare(recipe_model(tiny))
