@@ -76,10 +76,8 @@ def main():
         for seed in range(args.seeds):
             results[name].append(run(args.recipe, VARIANTS[name], seed))
             print(f"{name}, seed {seed}: {results[name][-1]}", flush=True)
-    print(
-        f"\n{args.recipe}, {args.seeds} seeds, {platform.machine()}, {args.threads} threads, torch {torch.__version__}"
-    )
-    print(datetime.now(UTC).strftime("%Y-%m-%d"))
+    machine = f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}"
+    print(f"\n{args.recipe}, {args.seeds} seeds, {machine}, {datetime.now(UTC):%Y-%m-%d}")
     print("\n| | top-1 packed, % | per seed | valley (lowest to highest layer) | seconds a run |")
     print("| --- | --- | --- | --- | --- |")
     for name, runs in results.items():
