@@ -29,7 +29,7 @@ def selector_problem(selector: str) -> str | None:
     if colon and kind == "re":
         try:
             re.compile(rest)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             return f"{rest!r} is not a regular expression: {error}"
     elif colon and kind != "class":
         return f"unknown selector kind {kind!r}: an exact name, 're:...' or 'class:...'"
