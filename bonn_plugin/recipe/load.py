@@ -25,7 +25,7 @@ from bonn_plugin.recipe.positions import (
     parse_yaml,
     plain_scalar,
 )
-from bonn_plugin.recipe.schema import DATA_CONFIGS, DataConfig, ModelConfig, Recipe, TrainingConfig
+from bonn_plugin.recipe.schema import DATA_CONFIGS, DataConfig, ModelConfig, Recipe, RecipeName, TrainingConfig
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -62,7 +62,11 @@ def parse_recipe(text: str, source: str = "recipe", overrides: Sequence[str] = (
 def dump_recipe(recipe: Recipe) -> str:
     """Return YAML that ``parse_recipe`` reads back to an equal recipe."""
     plain = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    plain = {"version": recipe.version, **plain}
+    # what tells the kinds apart is a default in each of them
+    plain = {"version": recipe.version, **plain, "data": {"name": recipe.data.name, **plain["data"]}}
+    if recipe.modifiers:
+        entries = zip(recipe.modifiers, plain["modifiers"], strict=True)
+        plain["modifiers"] = [{"type": config.type, **entry} for config, entry in entries]
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -75,7 +79,7 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
 
 
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    style = None if isinstance(plain_scalar(value), str) else "'"
+    style = None if isinstance(plain_scalar(value), str) and value.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
@@ -117,10 +121,11 @@ class _Validator:
                 ("model", "num_classes"),
                 f"num_classes is {model.num_classes}, the data set {data.name!r} has {data.classes} classes",
             )
+        name = self.validate(RecipeName, {"name": raw["name"]}, ()) if "name" in raw else None
         recipe = None
-        if model and data and training and "name" in raw:
+        if model and data and training and name:
             values = {
-                "name": raw["name"],
+                "name": name.name,
                 "model": model,
                 "data": data,
                 "training": training,

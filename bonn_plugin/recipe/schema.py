@@ -243,14 +243,19 @@ DATA_CONFIGS: dict[str, type[DataConfig]] = {
 }
 
 
-class Recipe(FrozenModel):
+class RecipeName(FrozenModel):
+    """The name of a run, which is also that of its folder."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Recipe(RecipeName):
     """One run: a network, its data, its training, and the modifiers in order.
 
     ``load_recipe`` makes one from a file and knows the place of each mistake; it is what to use.
     """
 
     version: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     model: ModelConfig
     data: SerializeAsAny[DataConfig]
     training: TrainingConfig
@@ -267,3 +272,11 @@ class Recipe(FrozenModel):
     def fingerprint(self) -> str:
         """SHA-256 of all settings, defaults included: equal for recipes that mean the same run."""
         return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        """Recipes are equal that mean the same run, wherever they were written."""
+        return self.fingerprint == other.fingerprint if isinstance(other, Recipe) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Agree with equality."""
+        return hash(self.fingerprint)
