@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from bonn_plugin.cli import main
 
@@ -64,11 +66,38 @@ class Command:
         return Result(status, captured.out, captured.err)
 
 
-def run_child(program: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run ``program``, Python source that may kill itself, in a process of its own with one thread."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program, *map(str, args)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit status, negative for a signal, and what it wrote to stderr."""
+
+    status: int
+    err: str
+
+
+def run_child(target: Callable[..., None], *args: object, cwd: Path) -> Ended:
+    """Call ``target``, which may kill itself, in a process of its own with one thread.
+
+    The processes are forked from one server that has imported everything and computed nothing.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bonn_plugin.train", "bonn_plugin.cli", "sklearn.datasets", "pytest"])
+    errors = cwd / "stderr"
+    process = context.Process(target=_child, args=(target, args, cwd, errors))
+    process.start()
+    process.join(120)
+    status = process.exitcode
+    process.kill()
+    process.join()
+    assert status is not None, "the process did not end"
+    return Ended(status, errors.read_text())
+
+
+def _child(target: Callable[..., None], args: tuple[object, ...], cwd: Path, errors: Path) -> None:
+    os.chdir(cwd)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    torch.set_num_threads(1)
+    target(*args)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

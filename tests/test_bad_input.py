@@ -196,6 +196,7 @@ RECIPES = [
     edit("selector of another kind of module", r"'re:layer[1-3]\.\d\.conv[12]'", "@@fc", "fc can't be", "Linear"),
     edit("pattern that is none", r"'re:layer[1-3]\.\d\.conv[12]'", "@@'re:layer['", "not a regular expression"),
     edit("pattern too large", r"'re:layer[1-3]\.\d\.conv[12]'", "@@'re:a{99999999999}'", "not a regular expression"),
+    edit("pattern of two readings", r"'re:layer[1-3]\.\d\.conv[12]'", "@@'re:layer[1--3]'", "set difference"),
     edit("unknown kind of selector", r"'re:layer[1-3]\.\d\.conv[12]'", "@@'glob:layer*'", "selector kind 'glob'"),
     edit("unknown class of module", r"'re:layer[1-3]\.\d\.conv[12]'", "@@'class:Conv3d'", "convolutions are: Conv2d"),
     edit("another count of matches", "expect: 6", "expect: @@18", "expected 18 convolutions, the selectors match 6"),
