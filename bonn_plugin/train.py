@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -107,7 +108,7 @@ class Runner:
         torch.manual_seed(training.seed)
         model = recipe_model(recipe)
         with _placed(recipe, "model"):
-            _check_images(model, self.splits.test[0][0], recipe.model.num_classes)
+            _check_images(model, self.splits.test[0][0], training.batch_size, recipe.model.num_classes)
         with _placed(recipe, "model", "init_from"):
             start = load_weights(recipe.model.init_from) if recipe.model.init_from else None
         if start is not None:
@@ -385,19 +386,20 @@ def _placed(recipe: Recipe, *path: str | int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _check_images(model: nn.Module, image: Tensor, classes: int) -> None:
-    """Raise ModelError where ``model`` makes no (1, ``classes``) logits of one ``image``, (C, H, W)."""
-    shape = tuple(image.shape)
-    training = model.training
+def _check_images(model: nn.Module, image: Tensor, batch_size: int, classes: int) -> None:
+    """Raise ModelError where a copy of ``model`` in training mode makes no logits of an ``image``, (C, H, W)."""
+    n = min(batch_size, 2)
     try:
-        logits = model.eval()(image[None])
+        with torch.random.fork_rng(devices=[]):
+            logits = copy.deepcopy(model).train()(image.expand(n, *image.shape))
     except Exception as error:
-        raise ModelError(f"the network does not take the images of the data set, {shape}: {one_line(error)}") from error
-    finally:
-        model.train(training)
-    if getattr(logits, "shape", None) != (1, classes):
-        made = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ModelError(f"the network makes {made} of one image, not {classes} logits: (1, {classes})")
+        raise ModelError(
+            f"the network does not take the images of the data set, {tuple(image.shape)} in batches of {batch_size}: "
+            f"{one_line(error)}"
+        ) from error
+    if getattr(logits, "shape", None) != (n, classes):
+        made = str(tuple(logits.shape)) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(f"the network makes {made} of {n} images, not logits ({n}, {classes})")
 
 
 def _classifier(model: nn.Module) -> Any:

@@ -219,6 +219,15 @@ RECIPES = [
         "does not take the images of the data set",
         "(3, 8, 8)",
     ),
+    edit(
+        "batch of one where a norm needs two",
+        RECIPE[RECIPE.index("model:") : RECIPE.index("  optimizer:")],
+        "model: @@{name: bonn_resnet18, num_classes: 10}\ndata: {name: digits, size: 8}\n"
+        "training:\n  epochs: 1\n  batch_size: 1\n",
+        "does not take",
+        "in batches of 1",
+        "more than 1 value per channel",
+    ),
     # start weights
     edit("start weights that are missing", "num_classes", "init_from: @@no/such, num_classes", "No such file"),
     # YAML
@@ -282,7 +291,7 @@ def test_a_misspelt_shipped_recipe_is_corrected(bonn: Command) -> None:
 
 
 def test_a_recipe_name_longer_than_any_path_is_refused(bonn: Command) -> None:
-    refused(bonn("check", "x" * 5000), "too long")
+    refused(bonn("check", "x" * 5000), "x" * 5000 + ": ")
 
 
 OVERRIDES = {
@@ -325,6 +334,21 @@ def test_what_an_override_breaks_later_names_it_too(override: str, says: str, bo
     result = bonn("compress", "recipe.yaml", "--set", override)
     refused(result, says, lines=len(result.lines))
     assert all(line.startswith(f"--set {override}: ") for line in result.lines)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["compress", "--epochs", "3"], "No such option"),
+        (["compress"], "Missing argument"),
+        (["train", "recipe.yaml"], "No such command"),
+    ],
+)
+def test_a_command_line_that_is_none_is_refused(args: list[str], says: str, bonn: Command) -> None:
+    result = bonn(*args)
+    assert result.status == 2
+    assert says in result.err
+    assert "Traceback" not in result.err
 
 
 # --- data ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Data sets: what they hold, how they are split and normalised, in which order, and what is said when they are not there."""
+"""Data sets: what they hold, how they are split and normalised, in which order, and what is said where one is amiss."""
 
 from __future__ import annotations
 
