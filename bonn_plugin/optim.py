@@ -23,11 +23,14 @@ def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Opt
         BonnError: timm has no such optimizer, or it can't be made here.
     """
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
         )
     except Exception as error:
         raise BonnError(f"optimizer {config.name!r} can't be made: {one_line(error)}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise BonnError(f"optimizer {config.name!r} needs second derivatives, which a sign has not: take another")
+    return optimizer
 
 
 def make_scheduler(config: TrainingConfig, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:

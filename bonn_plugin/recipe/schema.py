@@ -11,11 +11,11 @@ from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
 from timm.optim import list_optimizers
 
 from bonn_plugin.modifiers import near_names
-from bonn_plugin.modifiers.base import FrozenModel, ModifierConfig
+from bonn_plugin.modifiers.base import FrozenModel, ModifierConfig, Real
 from bonn_plugin.recipe.positions import Path, SourceMap
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 PARAMETER_ROLES = ("weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "rest")
