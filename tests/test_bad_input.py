@@ -17,10 +17,10 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from small import RECIPE, Command, Result, contents, run_here
 
 from bonn_plugin.checkpoint import _digest
 from bonn_plugin.files import sha256
+from tests.small import RECIPE, Command, Result, contents, run_here
 
 
 @pytest.fixture

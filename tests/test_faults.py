@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from small import RECIPE, Command, Result, contents, run_child, run_here
 
 from bonn_plugin import train, verify_packed
 from bonn_plugin.checkpoint import load_state
 from bonn_plugin.cli import main
 from bonn_plugin.files import write_file
 from bonn_plugin.session import Session
+from tests.small import RECIPE, Command, Result, contents, run_child, run_here
 
 EPOCHS = 3
 LONGER = RECIPE.replace("epochs: 1", f"epochs: {EPOCHS}").replace("batch_size: 256", "batch_size: 128")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small import RECIPE
 
 from bonn_plugin.modifiers import BinarizeConfig, KernelLossConfig
 from bonn_plugin.recipe import (
@@ -26,6 +25,7 @@ from bonn_plugin.recipe import (
 )
 from bonn_plugin.recipe.positions import parse_yaml
 from bonn_plugin.shipped import shipped_recipes
+from tests.small import RECIPE
 
 FUZZ = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
