@@ -213,6 +213,9 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
+_PACKED = tuple(f".weight_{part}" for part in ("packed", "scale", "index", "sign", "kept"))
+
+
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, module in model.named_modules():
@@ -220,7 +223,7 @@ def _dense_state(model: nn.Module) -> dict[str, Tensor]:
         if callable(dense):
             state[f"{name}.weight"] = dense()
     for name, stored in stored_tensors(model):
-        if not name.endswith((".weight_packed", ".weight_scale")):
+        if not name.endswith(_PACKED):
             state[name] = stored.tensor.detach()
     return state
 

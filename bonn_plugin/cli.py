@@ -119,6 +119,12 @@ def check(
         console.print(f"compression rate by {rule}: {seen.book.rate(rule):.2f}")
     console.print(f"tensors on disk: about {seen.book.written_bytes:,} bytes, float32 {4 * seen.parameters:,}")
     console.print(f"OPs for one image: {seen.after.ops:.3e} (float32 {seen.before.ops:.3e})")
+    if seen.merged:
+        total = seen.merged.total
+        console.print(
+            f"filters: {total.outputs:,}, merged to {total.stored:,}; without merging the rate by {Rule.PARAMETERS} "
+            f"is {seen.merged.book.rate():.2f}, OPs {seen.merged.macs.ops:.3e}"
+        )
 
 
 @app.command()
@@ -147,6 +153,7 @@ def verify(folder: Folder) -> None:
 def report(
     folder: Folder,
     form: Annotated[str, typer.Option("--format", help="terminal, markdown or json.")] = "terminal",
+    plots: Annotated[bool, typer.Option("--plots", help="Draw PNG pictures into DIR; needs matplotlib.")] = False,
 ) -> None:
     """Show the report of a checkpoint."""
     from pydantic import ValidationError
@@ -166,6 +173,9 @@ def report(
         console.print(to_terminal(loaded))
     else:
         sys.stdout.write(to_markdown(loaded) if form == "markdown" else loaded.model_dump_json(indent=1) + "\n")
+    if plots:
+        for line in _drawn(folder):
+            print(line, file=sys.stderr)
 
 
 @app.command()
@@ -223,6 +233,14 @@ def _carried(folder: Path, overrides: list[str] | None) -> Recipe:
     if text is None:
         raise BonnError(f"{folder}: the checkpoint carries no recipe, so its data set is not known")
     return parse_recipe(text, str(folder / "recipe.yaml"), overrides or [])
+
+
+def _drawn(folder: Path) -> list[str]:
+    from bonn_plugin.report import write_plots
+    from bonn_plugin.train import METRICS
+
+    drawn = write_plots(folder / METRICS, folder)
+    return [f"drawn: {file}" for file in drawn] or ["nothing to draw: no filters were merged in this run"]
 
 
 def _verified(folder: Path, found: Any) -> str:

@@ -187,6 +187,17 @@ class Session:
             for modifier in self.modifiers:
                 modifier.on_train_end()
 
+    def metrics(self) -> dict[str, Any]:
+        """Return what the modifiers tell of the last epoch, JSON-ready, by their type (``type.2`` for a second one)."""
+        found: dict[str, Any] = {}
+        for modifier in self.modifiers:
+            values = modifier.metrics()
+            if values:
+                kind = modifier.config.type
+                same = sum(name.partition(".")[0] == kind for name in found)
+                found[f"{kind}.{same + 1}" if same else kind] = values
+        return found
+
     def convert(self) -> nn.Module:
         """Return a packed copy of the model, in eval mode; the model itself stays as it is.
 

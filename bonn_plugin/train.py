@@ -160,6 +160,7 @@ class Runner:
             began = time.perf_counter()
             record = {"epoch": epoch + 1, **self._epoch(epoch)}
             self._check_weights(epoch)
+            record.update(self.session.metrics())
             record["test_top1"], record["test_top5"] = self._accuracy(self.model)
             valleys = latent_valleys(self.model)
             if valleys:

@@ -193,6 +193,13 @@ class Modifier(Generic[C]):
     def on_train_end(self) -> None:
         """After the last epoch."""
 
+    def metrics(self) -> Mapping[str, Any]:
+        """Return what is worth keeping of the last epoch, JSON-ready; nothing where there is nothing to tell."""
+        return {}
+
+    def foresee(self) -> None:
+        """Bring a model that was not trained to the shape of the trained one: for a forecast of what is stored."""
+
     def convert(self, model: nn.Module) -> None:
         """Change a copy of the trained model into what is stored."""
 

@@ -90,6 +90,15 @@ def select_convolutions(
     return convolutions
 
 
+def match_convolutions(model: nn.Module, selector: str) -> list[str]:
+    """Return the names of the convolutions, binarised or not, that one selector matches, in the model's order.
+
+    Raises:
+        ModelError: it matches none.
+    """
+    return _match({name: module for name, module in model.named_modules() if name}, selector)
+
+
 def left_alone(model: nn.Module) -> list[LeftAlone]:
     """Return every convolution that stays in full precision in ``model``, with the reason by default rules."""
     modules = {name: module for name, module in model.named_modules() if name}

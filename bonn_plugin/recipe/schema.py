@@ -18,10 +18,11 @@ Positive = Annotated[Real, Field(gt=0)]
 NonNegative = Annotated[Real, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
-PARAMETER_ROLES = ("weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "rest")
-"""Roles of parameters: latent 1-bit kernels, w, mu, sigma, activation thresholds, sigma_m, and all others."""
+PARAMETER_ROLES = ("weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "group_sigma", "rest")
+"""Roles of parameters: latent 1-bit kernels, w, mu, sigma, activation thresholds, sigma_m, the spread of merged
+filters, and all others."""
 
-ParameterRole = Literal["weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "rest"]
+ParameterRole = Literal["weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "group_sigma", "rest"]
 
 
 class ModelConfig(FrozenModel):
