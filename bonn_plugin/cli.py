@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -68,12 +69,17 @@ def compress(
     runner = Runner(loaded, folder, choose_device(device), ConsoleProgress())
     try:
         runner.train(resume=resume)
+        outcome = runner.finish()
     except KeyboardInterrupt:
-        done = runner.session.epoch
-        rest = f"bonn compress {recipe} --out {folder} --resume" + "".join(f" --set {o}" for o in overrides or [])
-        console.print(f"interrupted; {done} epochs are saved. Go on with: {rest}", markup=False)
+        again = ["bonn", "compress", recipe, "--out", str(folder)]
+        again += [part for override in overrides or [] for part in ("--set", override)]
+        again += [] if device == "auto" else ["--device", device]
+        again += ["--resume"] if runner.saved else []
+        done = (
+            f"{runner.saved} of {loaded.training.epochs} epochs are saved" if runner.saved else "nothing is saved yet"
+        )
+        console.print(f"interrupted; {done}. Go on with: {shlex.join(again)}", markup=False)
         raise typer.Exit(130) from None
-    outcome = runner.finish()
     from bonn_plugin.checkpoint import verify_packed
     from bonn_plugin.report import to_terminal
 
@@ -201,6 +207,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}" if error.filename else error, file=sys.stderr)
+        sys.exit(2)
 
 
 def _quiet() -> None:

@@ -36,10 +36,12 @@ class Session:
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
         if steps_per_epoch < 1:
-            raise SessionError(
+            problem = recipe.source.problem(
+                ("training", "batch_size"),
                 f"steps_per_epoch is {steps_per_epoch}: the data set is smaller than one batch of "
-                f"{recipe.training.batch_size}; lower training.batch_size"
+                f"{recipe.training.batch_size}; lower training.batch_size",
             )
+            raise SessionError(str(problem))
         self.recipe = recipe
         self.clock = Clock(recipe.training.epochs, steps_per_epoch)
         self.modifiers: tuple[Modifier[Any], ...] = tuple(

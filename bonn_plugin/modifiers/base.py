@@ -8,13 +8,27 @@ from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from bonn_plugin.errors import BonnError, SessionError
 
 ENTRY_POINT_GROUP = "bonn_plugin.modifiers"
 Path = tuple[str | int, ...]
+
+
+LARGEST_SETTING = 1e30
+"""No setting is larger, so that products with it still fit into float32."""
+
+
+def _in_range(value: float) -> float:
+    if abs(value) > LARGEST_SETTING:
+        raise PydanticCustomError("too_large", f"is larger than {LARGEST_SETTING:g}")
+    return value
+
+
+Real = Annotated[float, AfterValidator(_in_range)]
 
 
 class FrozenModel(BaseModel):
