@@ -58,10 +58,10 @@ class NormDropConfig(WindowConfig):
 class NormDrop(Modifier[NormDropConfig]):
     """Zeroes the outputs of the filters of smallest norm when its window opens; the training goes on without them."""
 
-    def prepare(self, model: nn.Module, context: Any) -> None:  # noqa: D102
+    def prepare(self, model: nn.Module, context: Any) -> None:
         self.layers = [m for m in model.modules() if isinstance(m, BinaryConv2d)]
 
-    def on_epoch_begin(self) -> None:  # noqa: D102
+    def on_epoch_begin(self) -> None:
         if self.clock.epoch == self.config.start:
             for layer in self.layers:
                 drop(layer, self.config.keep)
@@ -70,10 +70,10 @@ class NormDrop(Modifier[NormDropConfig]):
 class Silent:
     """No progress shown."""
 
-    def line(self, text: str) -> None:  # noqa: D102
+    def line(self, text: str) -> None:
         pass
 
-    def steps(self, batches: Iterable[Any], epoch: int, epochs: int, total: int) -> Iterator[Any]:  # noqa: D102
+    def steps(self, batches: Iterable[Any], epoch: int, epochs: int, total: int) -> Iterator[Any]:
         yield from batches
 
 
