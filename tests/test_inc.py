@@ -12,7 +12,7 @@ from neural_compressor.torch.quantization.config import get_all_registered_confi
 
 from bonn_plugin import ModelConfig, load_packed, save_packed
 from bonn_plugin.errors import BonnError, ModelError, SessionError
-from bonn_plugin.inc import BonnConfig, kernel_loss
+from bonn_plugin.inc import BonnConfig, BonnPruningConfig, config_from_dict, kernel_loss, pruning_loss
 from bonn_plugin.nn import BinaryConv2d, PackedConv2d
 from tests import reference
 from tests.conftest import randomize_norms
@@ -214,3 +214,94 @@ def test_without_importing_the_face_nothing_of_the_framework_is_loaded():
 
     script = "import sys, bonn_plugin, bonn_plugin.session; sys.exit('neural_compressor' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def merged_names(model):
+    return [n for n in names(model, PackedConv2d) if model.get_submodule(n).weight_index is not None]
+
+
+def train_a_step(model, progress=1.0):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model.train()
+    for share in (0.0, progress):
+        optimizer.zero_grad()
+        (model(IMAGES).square().mean() + kernel_loss(model) + pruning_loss(model, share)).backward()
+        optimizer.step()
+    return model
+
+
+BOTH = {
+    "composed objects": lambda m: prepare(m, BonnConfig() + BonnPruningConfig(keep=0.5), example_inputs=IMAGES),
+    "one after the other": lambda m: prepare(
+        prepare(m, BonnConfig(), example_inputs=IMAGES), BonnPruningConfig(keep=0.5), example_inputs=IMAGES
+    ),
+    "our dictionary": lambda m: prepare(
+        m, config_from_dict({"bonn": {"lambda": 1e-4}, "bonn_pruning": {"keep": 0.5}}), example_inputs=IMAGES
+    ),
+    "dictionaries one after the other": lambda m: prepare(
+        prepare(m, {"bonn": {}}, example_inputs=IMAGES), {"bonn_pruning": {"keep": 0.5}}, example_inputs=IMAGES
+    ),
+}
+
+
+@pytest.mark.parametrize("form", BOTH)
+def test_both_algorithms_work_on_the_same_layers(form, tmp_path):
+    model = train_a_step(BOTH[form](network("resnet10t", num_classes=10)))
+    trained = copy.deepcopy(model).eval()
+    packed = convert(model)
+    assert names(packed, PackedConv2d) == merged_names(packed)
+    for name in merged_names(packed):
+        layer = packed.get_submodule(name)
+        assert layer.unique_filters <= layer.geometry.out_channels // 2
+    folder = save_packed(packed, tmp_path, ModelConfig(name="resnet10t", num_classes=10))
+    with torch.no_grad():
+        assert torch.equal(load_packed(folder)(IMAGES), trained(IMAGES))
+
+
+def test_the_pruning_algorithm_has_an_op_type_of_its_own_and_comes_first():
+    from neural_compressor.torch.utils.utility import algos_mapping
+
+    order = list(algos_mapping)
+    assert order.index("bonn_pruning") < order.index("bonn")
+    assert {kind for _, kind in BonnPruningConfig().get_model_info(network())} == {"Conv2d.prune"}
+
+
+def test_upstream_a_dictionary_with_two_algorithms_loses_the_second_in_silence():
+    """The trap that ``config_from_dict`` is for."""
+    model = prepare(network(), {"bonn": {"lambda": 0}, "bonn_pruning": {"keep": 0.5}}, example_inputs=IMAGES)
+    assert names(model)
+    assert all(model.get_submodule(n).merge is None for n in names(model))
+
+
+def test_pruning_can_be_confined_to_some_layers():
+    config = BonnConfig(lambda_=0) + BonnPruningConfig(keep=0.25, white_list=["layer4.1.conv2"])
+    model = prepare(network(), config, example_inputs=IMAGES)
+    pruning_loss(model, 1.0)
+    packed = convert(model)
+    assert len(names(packed, PackedConv2d)) == 16
+    assert merged_names(packed) == ["layer4.1.conv2"]
+    assert packed.layer4[1].conv2.unique_filters <= 128
+
+
+def test_pruning_what_is_not_binarised_is_refused():
+    with pytest.raises(ModelError, match=r"BonnConfig\(\) \+ BonnPruningConfig\(\)"):
+        prepare(network(), BonnPruningConfig())
+
+
+def test_pruning_that_was_never_added_is_told_and_done():
+    model = prepare(network(), BonnConfig(lambda_=0) + BonnPruningConfig(keep=0.5), example_inputs=IMAGES)
+    with pytest.warns(UserWarning, match="without learning"):
+        packed = convert(model)
+    assert len(merged_names(packed)) == 16
+
+
+def test_the_pruning_loss_checks_its_progress_and_its_model():
+    model = prepare(network("resnet10t"), BonnConfig() + BonnPruningConfig(), example_inputs=IMAGES)
+    with pytest.raises(SessionError, match="from 0 to 1"):
+        pruning_loss(model, 1.5)
+    with pytest.raises(SessionError, match="call prepare first"):
+        pruning_loss(network("resnet10t"), 0.5)
+    with pytest.raises(BonnError, match="BonnPruningConfig: keep"):
+        BonnPruningConfig(keep=0.0)
+    with pytest.raises(BonnError, match=r"no algorithm of this package.*Did you mean 'bonn_pruning'"):
+        config_from_dict({"bonn_prunin": {}})

@@ -74,6 +74,12 @@ def test_any_network_argument_that_is_taken_comes_back_from_the_dump(args: dict[
     assert again.fingerprint == recipe.fingerprint
 
 
+@pytest.mark.parametrize("value", ["1e-5", "5e-324", "1e16", "1e-4", "3.5e-7"])
+def test_small_and_large_numbers_come_back_from_the_dump(value: str) -> None:
+    recipe = parse_recipe(RECIPE.replace("depth: 10", f"depth: 10, x: {value}"))
+    assert parse_recipe(dump_recipe(recipe)).model.args["x"] == float(value)
+
+
 def test_equal_settings_have_equal_fingerprints_however_written() -> None:
     other = RECIPE.replace("1e-3", "0.001").replace("{name: digits, size: 8}", "\n  size: 8\n  name: 'digits'  # real")
     assert parse_recipe(other).fingerprint == parse_recipe(RECIPE).fingerprint

@@ -75,7 +75,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+    text = repr(value)
+    text = text if "." in text else text.replace("e", ".0e")  # PyYAML tags 1e-05, which YAML 1.1 takes for a word
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
