@@ -1,0 +1,156 @@
+"""The lowering of ``PackedConv2d``: signs, the binary convolution, merged filters, scale and bias."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bonn_plugin.errors import ExportError
+from bonn_plugin.export.builder import GraphBuilder, Value, shape_of
+from bonn_plugin.export.engine import compile_for_cpu
+from bonn_plugin.functional import unpack_signs
+from bonn_plugin.nn import ConvGeometry, PackedConv2d
+
+BINARY = "bits"
+FLOAT = "float32"
+SMALLEST = float(np.finfo(np.float32).tiny)
+CHANNEL_BLOCK = 8
+"""The engine reads activations by whole bytes; other channel counts give wrong sums."""
+
+
+def lower_packed(b: GraphBuilder, module: PackedConv2d, x: Value) -> Value:
+    """Lower w̄ * conv(sign(x - t), sign(X)) + bias, (B, C_in, H, W) to (B, C_out, H', W').
+
+    Where the engine's ``BinaryConvolution`` can't express the geometry, or computes it wrongly, the
+    same sums are made by a float convolution from the same bits.
+    """
+    signs = _unique_signs(module)
+    g = module.geometry
+    index = getattr(module, "weight_index", None)
+    if index is not None and g.groups > 1:  # filters of two groups read different channels: nothing to share
+        signs, index = signs[index.cpu().long()], None
+    threshold = None if module.threshold is None else module.threshold.detach().cpu().float()
+    if engine_computes(g, signs.shape[0], shape_of(x)[2:]):
+        y = _by_bits(b, g, signs, threshold, x)
+        b.paths[b.where] = BINARY
+    else:
+        y = _by_floats(b, g, signs, threshold, x)
+        b.paths[b.where] = FLOAT
+    if index is not None:  # merged filters: each computed once, then gathered
+        rows = b.ops.constant(index.detach().cpu().numpy().astype(np.int32))
+        y = b.ops.gather(y, rows, np.array(1, np.int32)).output(0)
+    scale = module.weight_scale.detach().cpu().float()
+    output_sign = getattr(module, "weight_sign", None)
+    if output_sign is not None:
+        y = b.name(b.ops.multiply(y, b.channels(scale * output_sign.detach().cpu().float())), ".scale")
+    else:
+        y = b.name(b.ops.multiply(y, b.constant(scale, like=y)), ".scale")
+    if module.bias is not None:
+        y = b.name(b.ops.add(y, b.channels(module.bias)), ".bias")
+    return y
+
+
+def strict_threshold(threshold: Tensor) -> Tensor:
+    """Return s such that ``x > s`` is ``x >= threshold`` for every normal float32 x.
+
+    The engine treats subnormal numbers as zero, so s steps over them: -tiny for 0, 0 for tiny.
+
+    >>> strict_threshold(torch.tensor([0.0, 1.0])).tolist()
+    [-1.1754943508222875e-38, 0.9999999403953552]
+    """
+    below = torch.nextafter(threshold, torch.tensor(-torch.inf))
+    below = torch.where((threshold > 0) & (threshold <= SMALLEST), 0.0, below)
+    return torch.where((threshold <= 0) & (threshold > -SMALLEST), -SMALLEST, below)
+
+
+def engine_computes(geometry: ConvGeometry, filters: int, size: tuple[int, ...]) -> bool:
+    """Whether the engine's binary convolution gives the right sums for a geometry and an input size.
+
+    It is tried: some paddings and kernels are refused, and strides above 2 are computed wrongly without a word.
+    """
+    return geometry.groups == 1 and _tried(geometry, filters, int(size[0]), int(size[1]))
+
+
+@lru_cache(maxsize=512)
+def _tried(geometry: ConvGeometry, filters: int, height: int, width: int) -> bool:
+    generator = torch.Generator().manual_seed(0)
+
+    def signs(*shape: int) -> Tensor:
+        return torch.randint(0, 2, shape, generator=generator).float() * 2 - 1
+
+    x = signs(1, geometry.in_channels, height, width)
+    weight = signs(filters, *geometry.weight_shape[1:])
+    b = GraphBuilder()
+    parameter = b.ops.parameter(list(x.shape), np.float32)
+    y = _by_bits(b, geometry, weight, None, parameter.output(0))
+    try:
+        compiled = compile_for_cpu(b.ov.Model([y], [parameter]), 1)
+        got = torch.from_numpy(compiled(x.numpy())[0].copy())
+    except (ExportError, RuntimeError):
+        return False
+    return torch.equal(got, geometry.convolve(x, weight))
+
+
+def _unique_signs(module: PackedConv2d) -> Tensor:
+    rows = module.weight_packed.shape[0]
+    return unpack_signs(module.weight_packed.cpu(), (rows, *module.geometry.weight_shape[1:]))
+
+
+def _binarize(b: GraphBuilder, x: Value, threshold: Tensor | None, low: float) -> Value:
+    """1 where x >= t, ``low`` elsewhere."""
+    at = strict_threshold(torch.zeros(1) if threshold is None else threshold)
+    if shape_of(x)[1] % CHANNEL_BLOCK == 0 and threshold is None:
+        at = at[:1]
+    edge = b.channels(at)
+    ends = [b.constant(v, like=x) for v in (low, 1.0)]
+    return b.name(b.ops.fake_quantize(x, edge, edge, *ends, 2), ".sign")
+
+
+def _by_bits(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tensor | None, x: Value) -> Value:
+    padded = -g.in_channels % CHANNEL_BLOCK
+    if padded:
+        # Added channels hold 0, so their sign is +1; their weights alternate and cancel in pairs.
+        shape = shape_of(x)
+        zeros = b.constant(np.zeros((shape[0], padded, *shape[2:]), np.float32))
+        x = b.ops.concat([x, zeros], 1).output(0)
+        alternating = torch.tensor([1.0, -1.0]).repeat(padded)[:padded]
+        more = alternating[None, :, None, None].expand(signs.shape[0], -1, *signs.shape[2:])
+        signs = torch.cat([signs, more], 1)
+        if threshold is not None:
+            threshold = torch.cat([threshold, threshold.new_zeros(padded)])
+    # The engine takes 0 and 1, not -1 and 1, for bits; anything else runs in float without a word.
+    bits = _binarize(b, x, threshold, 0.0)
+    (sh, sw), (ph, pw), (dh, dw) = g.stride, g.padding, g.dilation
+    node = b.ops.binary_convolution(
+        bits, b.bits(signs), [sh, sw], [ph, pw], [ph, pw], [dh, dw], "xnor-popcount", 0.0
+    )
+    y = b.name(node)
+    if padded % 2:
+        y = b.ops.subtract(y, b.constant(_inside(g, shape_of(x)[2:]))).output(0)
+    return y
+
+
+def _inside(g: ConvGeometry, size: tuple[int, ...]) -> Tensor:
+    """How many kernel positions lie inside the image, (1, 1, H', W'): what one channel of +1 adds."""
+    return torch.nn.functional.conv2d(
+        torch.ones(1, 1, *size), torch.ones(1, 1, *g.kernel_size), None, g.stride, g.padding, g.dilation
+    )
+
+
+def _by_floats(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tensor | None, x: Value) -> Value:
+    a = _binarize(b, x, threshold, -1.0)
+    bits = b.ops.convert(b.bits(signs), "f32")
+    weight: Any = b.ops.subtract(b.ops.multiply(bits, b.constant(2.0)), b.constant(1.0))
+    (sh, sw), (ph, pw), (dh, dw) = g.stride, g.padding, g.dilation
+    args = ([sh, sw], [ph, pw], [ph, pw], [dh, dw])
+    if g.groups == 1:
+        return b.name(b.ops.convolution(a, weight, *args))
+    grouped = [g.groups, signs.shape[0] // g.groups, *signs.shape[1:]]
+    return b.name(b.ops.group_convolution(a, b.reshape(weight.output(0), grouped), *args))
+
+
+__all__ = ["BINARY", "FLOAT", "engine_computes", "lower_packed", "strict_threshold"]
