@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bonn_plugin.errors import ExportError
 from bonn_plugin.export.builder import GraphBuilder, Value, shape_of
@@ -44,11 +44,9 @@ def lower_packed(b: GraphBuilder, module: PackedConv2d, x: Value) -> Value:
         rows = b.ops.constant(index.detach().cpu().numpy().astype(np.int32))
         y = b.ops.gather(y, rows, np.array(1, np.int32)).output(0)
     scale = module.weight_scale.detach().cpu().float()
-    output_sign = getattr(module, "weight_sign", None)
-    if output_sign is not None:
-        y = b.name(b.ops.multiply(y, b.channels(scale * output_sign.detach().cpu().float())), ".scale")
-    else:
-        y = b.name(b.ops.multiply(y, b.constant(scale, like=y)), ".scale")
+    factor = _output_sign(module)
+    by = b.constant(scale, like=y) if factor is None else b.channels(scale * factor.cpu())
+    y = b.name(b.ops.multiply(y, by), ".scale")
     if module.bias is not None:
         y = b.name(b.ops.add(y, b.channels(module.bias)), ".bias")
     return y
@@ -95,6 +93,13 @@ def _tried(geometry: ConvGeometry, filters: int, height: int, width: int) -> boo
     return torch.equal(got, geometry.convolve(x, weight))
 
 
+def _output_sign(module: nn.Module) -> Tensor | None:
+    """+1, -1 or 0 for each output, (C_out,); None where the layer has no such factors."""
+    output_sign = getattr(module, "output_sign", None)
+    factor: Tensor | None = output_sign() if callable(output_sign) else None
+    return factor
+
+
 def _unique_signs(module: PackedConv2d) -> Tensor:
     rows = module.weight_packed.shape[0]
     return unpack_signs(module.weight_packed.cpu(), (rows, *module.geometry.weight_shape[1:]))
@@ -125,9 +130,7 @@ def _by_bits(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tensor 
     # The engine takes 0 and 1, not -1 and 1, for bits; anything else runs in float without a word.
     bits = _binarize(b, x, threshold, 0.0)
     (sh, sw), (ph, pw), (dh, dw) = g.stride, g.padding, g.dilation
-    node = b.ops.binary_convolution(
-        bits, b.bits(signs), [sh, sw], [ph, pw], [ph, pw], [dh, dw], "xnor-popcount", 0.0
-    )
+    node = b.ops.binary_convolution(bits, b.bits(signs), [sh, sw], [ph, pw], [ph, pw], [dh, dw], "xnor-popcount", 0.0)
     y = b.name(node)
     if padded % 2:
         y = b.ops.subtract(y, b.constant(_inside(g, shape_of(x)[2:]))).output(0)

@@ -353,9 +353,7 @@ def _max_pool(
 
 @_module(nn.AvgPool2d)
 def _avg_pool_module(b: GraphBuilder, m: nn.AvgPool2d, x: Value) -> Value:
-    return _avg_pool(
-        b, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
-    )
+    return _avg_pool(b, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override)
 
 
 @_function(F.avg_pool2d)

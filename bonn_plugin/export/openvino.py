@@ -172,6 +172,15 @@ def has_export(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / FOLDER).is_dir()
 
 
+def read_info(path: str | os.PathLike[str]) -> ExportInfo:
+    """Return what an export says of itself, its own checksum compared.
+
+    Raises:
+        ExportError: there is no export, or ``export.json`` is damaged.
+    """
+    return _read_about(_folder(Path(path)), Path(path))
+
+
 def verify_export(
     model: nn.Module, path: str | os.PathLike[str], samples: Iterable[Tensor], source: str = "the given samples"
 ) -> SelfTest:
@@ -196,12 +205,21 @@ def verify_export(
         raise ExportError(f"{_folder(Path(path))}: {error}; if the checkpoint is newer, export it again") from error
 
 
+def write_ir(graph: Any, xml: Path) -> None:
+    """Write an ``openvino.Model`` as ``xml`` and the .bin beside it."""
+    import_openvino().serialize(graph, str(xml), str(xml.with_suffix(".bin")))
+
+
+def prefer_direct_stem(graph: Any) -> Any:
+    """Return a graph as an export holds it; see ``_prefer_direct_stem``."""
+    return _parse(*_serialize(graph), "the export")
+
+
 def _serialize(graph: Any) -> tuple[bytes, bytes]:
-    ov = import_openvino()
     with tempfile.TemporaryDirectory() as folder:
-        xml, weights = Path(folder) / XML, Path(folder) / BIN
-        ov.serialize(graph, str(xml), str(weights))
-        return _prefer_direct_stem(xml.read_bytes()), weights.read_bytes()
+        xml = Path(folder) / XML
+        write_ir(graph, xml)
+        return _prefer_direct_stem(xml.read_bytes()), xml.with_suffix(".bin").read_bytes()
 
 
 def _prefer_direct_stem(xml: bytes) -> bytes:
@@ -213,9 +231,9 @@ def _prefer_direct_stem(xml: bytes) -> bytes:
     for layer in root.iter("layer"):
         if layer.get("type") != "Convolution":
             continue
-        channels = [port.findall("dim")[1].text for port in layer.iterfind("input/port")][0]
+        channels = next(port.findall("dim")[1].text for port in layer.iterfind("input/port"))
         if int(channels or 0) <= 4 and layer.find("rt_info") is None:
-            hint = ElementTree.SubElement(ElementTree.Element("unused"), "rt_info")
+            hint = ElementTree.Element("rt_info")
             ElementTree.SubElement(
                 hint, "attribute", {"name": "primitives_priority", "version": "0", "value": "cpu:jit_avx512"}
             )
@@ -288,4 +306,14 @@ def _digest(body: Mapping[str, Any]) -> str:
     return sha256(json.dumps(body, sort_keys=True).encode())
 
 
-__all__ = ["ExportInfo", "Exported", "export_openvino", "has_export", "load", "verify_export"]
+__all__ = [
+    "ExportInfo",
+    "Exported",
+    "export_openvino",
+    "has_export",
+    "load",
+    "prefer_direct_stem",
+    "read_info",
+    "verify_export",
+    "write_ir",
+]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bonn_plugin.errors import ExportError
-from bonn_plugin.export.engine import compile_for_cpu, import_openvino
+from bonn_plugin.export.engine import compile_for_cpu
 from bonn_plugin.nn import PackedConv2d
 
 TOLERANCE = 1e-4
@@ -108,9 +108,7 @@ def self_test(
             tied_signs += found.signs
             worst = max(worst, found.difference)
             tied_difference = max(tied_difference, found.moved)
-    return SelfTest(
-        source, count, worst, scale, 100 * equal / count, tied_samples, tied_signs, tied_difference
-    )
+    return SelfTest(source, count, worst, scale, 100 * equal / count, tied_samples, tied_signs, tied_difference)
 
 
 def _same_top(got: Tensor, want: Tensor, differences: Tensor) -> Tensor:
@@ -124,7 +122,7 @@ def _batches(samples: Iterable[Tensor], shape: tuple[int, int, int, int]) -> Ite
     for images in samples:
         if tuple(images.shape[1:]) != shape[1:]:
             raise ExportError(f"a sample has shape {tuple(images.shape[1:])}, the export takes {shape[1:]}")
-        for part in images.float().split(shape[0]):
+        for part in torch.split(images.float(), shape[0]):
             missing = shape[0] - len(part)
             yield torch.cat([part, part.new_zeros(missing, *shape[1:])]).contiguous(), len(part)
 
@@ -142,7 +140,6 @@ class _Replay:
 
     def __init__(self, model: nn.Module, graph: Any) -> None:
         self.model = model
-        ov = import_openvino()
         self.names: list[str] = []
         watched = graph.clone()
         outputs = []
@@ -217,4 +214,4 @@ class _Replay:
         return flipped, farthest, logits
 
 
-__all__ = ["SelfTest", "TIE", "TOLERANCE", "self_test"]
+__all__ = ["TIE", "TOLERANCE", "SelfTest", "self_test"]
