@@ -21,7 +21,8 @@ def to_terminal(bench: Bench) -> RenderableType:
     for table in tables(bench):
         drawn = RichTable(title=table.title, title_justify="left")
         for head in table.head:
-            drawn.add_column(head.removeprefix("<"), justify="left" if head.startswith("<") else "right")
+            left = head.startswith("<")
+            drawn.add_column(head.removeprefix("<"), justify="left" if left else "right", no_wrap=left)
         for row in table.rows:
             drawn.add_row(*row)
         parts.append(drawn)
@@ -70,15 +71,15 @@ def tables(bench: Bench) -> list[Table]:
     batch = bench.speeds[0].batch if bench.speeds else 1
     found = [
         Table(
-            f"Speed on {bench.cpu}",
+            f"Speed: latency at batch 1 in ms, throughput at batch {batch}; {bench.cpu}",
             (
                 "<engine",
                 "threads",
-                "ms, batch 1",
+                "ms",
                 "p95",
-                "1-bit is faster by",
-                f"images/s, batch {batch}",
-                "1-bit is faster by",
+                "of 1-bit",
+                f"images/s at {batch}",
+                "1-bit more by",
             ),
             tuple(rows),
         ),
@@ -88,7 +89,7 @@ def tables(bench: Bench) -> list[Table]:
             tuple(
                 (
                     row.name,
-                    " x ".join(map(str, row.shape)),
+                    "x".join(map(str, row.shape)),
                     f"{row.bits_ms:.3f}",
                     f"{row.float_ms:.3f}",
                     f"{row.float_ms / row.bits_ms:.1f}" if row.bits_ms and row.float_ms else "",

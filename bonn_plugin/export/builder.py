@@ -18,6 +18,10 @@ Value: TypeAlias = Any
 Pair: TypeAlias = tuple[int, int]
 
 
+FOLDED = ".norm"
+"""Suffix of the name under which a convolution runs that took in the factor of its norm."""
+
+
 class GraphBuilder:
     """Builds one OpenVINO graph.
 
@@ -81,6 +85,10 @@ class GraphBuilder:
         """Return x * scale + shift, (C,) each; the engine folds it into a neighbour where it can."""
         rank = len(x.shape)
         y = self.ops.multiply(x, self.channels(scale, rank))
+        producer = x.get_node()
+        if producer.get_type_name() in ("Convolution", "GroupConvolution"):
+            # The engine folds the factor into the weights and keeps this name for the convolution.
+            y.set_friendly_name(f"{producer.get_friendly_name()}{FOLDED}")
         return self.name(self.ops.add(y, self.channels(shift, rank)))
 
 
@@ -105,4 +113,4 @@ def batch_norm_affine(
     return scale, shift if bias is None else bias.detach() + shift
 
 
-__all__ = ["GraphBuilder", "Pair", "Value", "batch_norm_affine", "pair", "shape_of"]
+__all__ = ["FOLDED", "GraphBuilder", "Pair", "Value", "batch_norm_affine", "pair", "shape_of"]
