@@ -105,13 +105,13 @@ def _unique_signs(module: PackedConv2d) -> Tensor:
     return unpack_signs(module.weight_packed.cpu(), (rows, *module.geometry.weight_shape[1:]))
 
 
-def _binarize(b: GraphBuilder, x: Value, threshold: Tensor | None, low: float) -> Value:
-    """1 where x >= t, ``low`` elsewhere."""
+def _bits_of(b: GraphBuilder, x: Value, threshold: Tensor | None) -> Value:
+    """1 where x >= t and 0 elsewhere: with other numbers the engine computes in float without a word."""
     at = strict_threshold(torch.zeros(1) if threshold is None else threshold)
     if shape_of(x)[1] % CHANNEL_BLOCK == 0 and threshold is None:
         at = at[:1]
     edge = b.channels(at)
-    ends = [b.constant(v, like=x) for v in (low, 1.0)]
+    ends = [b.constant(v, like=x) for v in (0.0, 1.0)]
     return b.name(b.ops.fake_quantize(x, edge, edge, *ends, 2), ".sign")
 
 
@@ -127,8 +127,7 @@ def _by_bits(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tensor 
         signs = torch.cat([signs, more], 1)
         if threshold is not None:
             threshold = torch.cat([threshold, threshold.new_zeros(padded)])
-    # The engine takes 0 and 1, not -1 and 1, for bits; anything else runs in float without a word.
-    bits = _binarize(b, x, threshold, 0.0)
+    bits = _bits_of(b, x, threshold)
     (sh, sw), (ph, pw), (dh, dw) = g.stride, g.padding, g.dilation
     node = b.ops.binary_convolution(bits, b.bits(signs), [sh, sw], [ph, pw], [ph, pw], [dh, dw], "xnor-popcount", 0.0)
     y = b.name(node)
@@ -145,8 +144,11 @@ def _inside(g: ConvGeometry, size: tuple[int, ...]) -> Tensor:
 
 
 def _by_floats(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tensor | None, x: Value) -> Value:
-    a = _binarize(b, x, threshold, -1.0)
-    bits = b.ops.convert(b.bits(signs), "f32")
+    # Not FakeQuantize: as float arithmetic it divides by the width of its range, which is 0.
+    at = b.constant(0.0, like=x) if threshold is None else b.channels(threshold)
+    positive = b.ops.greater_equal(x, at)
+    a = b.name(b.ops.select(positive, b.constant(1.0, like=x), b.constant(-1.0, like=x)), ".sign")
+    bits = b.ops.convert(b.bits(signs, lowest_first=False), "f32")
     weight: Any = b.ops.subtract(b.ops.multiply(bits, b.constant(2.0)), b.constant(1.0))
     (sh, sw), (ph, pw), (dh, dw) = g.stride, g.padding, g.dilation
     args = ([sh, sw], [ph, pw], [ph, pw], [dh, dw])

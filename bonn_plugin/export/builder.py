@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -68,9 +68,14 @@ class GraphBuilder:
         """Return a constant per channel, (C,), shaped to broadcast over (B, C, ...)."""
         return self.constant(value.detach().reshape(1, -1, *(1,) * (rank - 2)))
 
-    def bits(self, signs: Tensor) -> Value:
-        """Return the constant u1 of a kernel: 1 for +1, 0 for -1, the first weight in the lowest bit of a byte."""
-        packed = np.packbits((signs > 0).cpu().numpy().reshape(-1), bitorder="little")
+    def bits(self, signs: Tensor, *, lowest_first: bool = True) -> Value:
+        """Return the constant u1 of a kernel: 1 for +1, 0 for -1.
+
+        The engine is of two minds about the first weight of a byte: its binary convolution takes the lowest
+        bit, its Convert the highest.
+        """
+        order: Literal["little", "big"] = "little" if lowest_first else "big"
+        packed = np.packbits((signs > 0).cpu().numpy().reshape(-1), bitorder=order)
         tensor = self.ov.Tensor(packed, self.ov.Shape(list(signs.shape)), self.ov.Type.u1)
         return self.ov.op.Constant(tensor, shared_memory=False).output(0)
 

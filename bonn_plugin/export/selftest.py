@@ -144,7 +144,7 @@ class _Replay:
         watched = graph.clone()
         outputs = []
         for op in watched.get_ordered_ops():
-            if op.get_type_name() == "FakeQuantize" and op.get_friendly_name().endswith(".sign"):
+            if op.get_type_name() in ("FakeQuantize", "Select") and op.get_friendly_name().endswith(".sign"):
                 self.names.append(op.get_friendly_name().removesuffix(".sign"))
                 outputs.append(op.output(0))
         if not outputs:
