@@ -18,7 +18,8 @@ pytest.importorskip("openvino")
 
 from bonn_plugin import ModelConfig, save_packed
 from bonn_plugin.errors import ExportError
-from bonn_plugin.export.binary import engine_computes, strict_threshold
+from bonn_plugin.export.binary import engine_computes
+from bonn_plugin.export.cut import Cut
 from bonn_plugin.export.engine import compile_for_cpu, import_openvino
 from bonn_plugin.export.lowering import build_graph
 from bonn_plugin.export.openvino import export_openvino, load, read_info, verify_export
@@ -211,12 +212,54 @@ def test_a_value_equal_to_its_threshold_is_positive(channels: int, threshold: bo
     assert torch.equal(engine_logits(model, x)[:, :, :1], expected)
 
 
-def test_the_strict_threshold_is_the_float_below() -> None:
-    t = torch.tensor([1.0, -1.0, 0.0, torch.finfo(torch.float32).tiny])
-    below = strict_threshold(t)
+def test_a_cut_lies_just_below_the_threshold() -> None:
+    tiny = torch.finfo(torch.float32).tiny
+    t = torch.tensor([1.0, -1.0, 0.0, tiny])
+    below = Cut.at(t).above
     assert bool((below < t).all())
     assert bool((torch.nextafter(below[:2], t[:2]) == t[:2]).all())
-    assert below[2] == -torch.finfo(torch.float32).tiny
+    assert below[2:].tolist() == [-tiny, 0.0]
+
+
+def test_a_cut_through_a_norm_decides_as_torch_does_to_the_last_bit() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(400).eval()
+    stir(norm)
+    with torch.no_grad():
+        norm.weight[:3] = 0
+        norm.bias[:3] = torch.tensor([1.0, -1.0, 0.0])
+        norm.bias[3:8] = 0
+        norm.running_mean[3:8] = 0
+        t = torch.randn(400) * 0.2
+        t[:20] = 0
+        cut = Cut.through(norm, t)
+        edge = cut.above.where(cut.above.abs() > 1e-30, torch.zeros(()))
+        x = [edge]
+        for direction in (-torch.inf, torch.inf):
+            step = edge
+            for _ in range(8):
+                step = torch.nextafter(step, torch.tensor(direction))
+                x.append(torch.where(step.abs() < 1e-30, 1e-30 * torch.sign(torch.tensor(direction)), step))
+        x = [v.clamp(-1e30, 1e30) for v in [*x, edge + 1, edge - 1]]
+        for v in x:
+            wide = v[None, :, None, None].expand(1, 400, 4, 16).contiguous()
+            want = ((norm(wide) - t[:, None, None]) >= 0)[0, :, 0, 0]
+            assert torch.equal((v > cut.above) != cut.falling, want)
+
+
+def test_a_norm_before_a_sign_costs_no_bit_of_exactness() -> None:
+    torch.manual_seed(0)
+    geometry = ConvGeometry(16, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1)
+    layer = PackedConv2d.from_dense(geometry, torch.randn(16, 16, 3, 3), torch.tensor(1.0), None, None)
+    model = nn.Sequential(nn.BatchNorm2d(16), layer).eval()
+    stir(model)
+    with torch.no_grad():
+        at = Cut.through(model[0], torch.zeros(16)).above
+        x = at[None, :, None, None].repeat(2, 1, 16, 16)
+        for _ in range(3):  # a few floats on either side of the change of sign
+            x = torch.nextafter(x, torch.where(torch.rand_like(x) < 0.5, -torch.inf, torch.inf))
+        want = model(x)
+    assert torch.equal(engine_logits(model, x), want)
 
 
 def test_a_padded_position_is_zero() -> None:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from bonn_plugin.errors import ExportError
 from bonn_plugin.export.builder import GraphBuilder, Value, shape_of
+from bonn_plugin.export.cut import Cut
 from bonn_plugin.export.engine import compile_for_cpu
 from bonn_plugin.functional import unpack_signs
 from bonn_plugin.nn import ConvGeometry, PackedConv2d
 
 BINARY = "bits"
 FLOAT = "float32"
-SMALLEST = float(np.finfo(np.float32).tiny)
 CHANNEL_BLOCK = 8
 """The engine reads activations by whole bytes; other channel counts give wrong sums."""
 
@@ -35,7 +35,8 @@ def lower_packed(b: GraphBuilder, module: PackedConv2d, x: Value) -> Value:
         signs, index = signs[index.cpu().long()], None
     threshold = None if module.threshold is None else module.threshold.detach().cpu().float()
     if engine_computes(g, signs.shape[0], shape_of(x)[2:]):
-        y = _by_bits(b, g, signs, threshold, x)
+        x, cut = _cut(b, x, threshold)
+        y = _by_bits(b, g, signs, cut, x)
         b.paths[b.where] = BINARY
     else:
         y = _by_floats(b, g, signs, threshold, x)
@@ -50,19 +51,6 @@ def lower_packed(b: GraphBuilder, module: PackedConv2d, x: Value) -> Value:
     if module.bias is not None:
         y = b.name(b.ops.add(y, b.channels(module.bias)), ".bias")
     return y
-
-
-def strict_threshold(threshold: Tensor) -> Tensor:
-    """Return s such that ``x > s`` is ``x >= threshold`` for every normal float32 x.
-
-    The engine treats subnormal numbers as zero, so s steps over them: -tiny for 0, 0 for tiny.
-
-    >>> strict_threshold(torch.tensor([0.0, 1.0])).tolist()
-    [-1.1754943508222875e-38, 0.9999999403953552]
-    """
-    below = torch.nextafter(threshold, torch.tensor(-torch.inf))
-    below = torch.where((threshold > 0) & (threshold <= SMALLEST), 0.0, below)
-    return torch.where((threshold <= 0) & (threshold > -SMALLEST), -SMALLEST, below)
 
 
 def engine_computes(geometry: ConvGeometry, filters: int, size: tuple[int, ...]) -> bool:
@@ -84,7 +72,7 @@ def _tried(geometry: ConvGeometry, filters: int, height: int, width: int) -> boo
     weight = signs(filters, *geometry.weight_shape[1:])
     b = GraphBuilder()
     parameter = b.ops.parameter(list(x.shape), np.float32)
-    y = _by_bits(b, geometry, weight, None, parameter.output(0))
+    y = _by_bits(b, geometry, weight, Cut.at(torch.zeros(geometry.in_channels)), parameter.output(0))
     try:
         compiled = compile_for_cpu(b.ov.Model([y], [parameter]), 1)
         got = torch.from_numpy(compiled(x.numpy())[0].copy())
@@ -105,17 +93,26 @@ def _unique_signs(module: PackedConv2d) -> Tensor:
     return unpack_signs(module.weight_packed.cpu(), (rows, *module.geometry.weight_shape[1:]))
 
 
-def _bits_of(b: GraphBuilder, x: Value, threshold: Tensor | None) -> Value:
-    """1 where x >= t and 0 elsewhere: with other numbers the engine computes in float without a word."""
-    at = strict_threshold(torch.zeros(1) if threshold is None else threshold)
-    if shape_of(x)[1] % CHANNEL_BLOCK == 0 and threshold is None:
-        at = at[:1]
-    edge = b.channels(at)
-    ends = [b.constant(v, like=x) for v in (0.0, 1.0)]
-    return b.name(b.ops.fake_quantize(x, edge, edge, *ends, 2), ".sign")
+def _cut(b: GraphBuilder, x: Value, threshold: Tensor | None) -> tuple[Value, Cut]:
+    """Return where the sign is taken, before a norm if there is one, and at which values."""
+    zero = torch.zeros(shape_of(x)[1])
+    norm = b.norms.get(x.get_node().get_friendly_name())
+    if norm is None:
+        return x, Cut.at(zero if threshold is None else threshold)
+    before, by_torch = norm
+    at = zero if threshold is None else threshold
+    return before, Cut.through(by_torch, at)
 
 
-def _by_bits(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tensor | None, x: Value) -> Value:
+def _bits_of(b: GraphBuilder, x: Value, cut: Cut) -> Value:
+    """Return the sign as 0 and 1: with other numbers the engine computes in float without a word."""
+    edge = b.channels(cut.above)
+    falling = cut.falling.float()
+    low, high = (falling, 1 - falling) if bool(cut.falling.any()) else (falling[:1], 1 - falling[:1])
+    return b.name(b.ops.fake_quantize(x, edge, edge, b.channels(low), b.channels(high), 2), ".sign")
+
+
+def _by_bits(b: GraphBuilder, g: ConvGeometry, signs: Tensor, cut: Cut, x: Value) -> Value:
     padded = -g.in_channels % CHANNEL_BLOCK
     if padded:
         # Added channels hold 0, so their sign is +1; their weights alternate and cancel in pairs.
@@ -125,9 +122,8 @@ def _by_bits(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tensor 
         alternating = torch.tensor([1.0, -1.0]).repeat(padded)[:padded]
         more = alternating[None, :, None, None].expand(signs.shape[0], -1, *signs.shape[2:])
         signs = torch.cat([signs, more], 1)
-        if threshold is not None:
-            threshold = torch.cat([threshold, threshold.new_zeros(padded)])
-    bits = _bits_of(b, x, threshold)
+        cut = cut.joined(Cut.at(torch.zeros(padded)))
+    bits = _bits_of(b, x, cut)
     (sh, sw), (ph, pw), (dh, dw) = g.stride, g.padding, g.dilation
     node = b.ops.binary_convolution(bits, b.bits(signs), [sh, sw], [ph, pw], [ph, pw], [dh, dw], "xnor-popcount", 0.0)
     y = b.name(node)
@@ -158,4 +154,4 @@ def _by_floats(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tenso
     return b.name(b.ops.group_convolution(a, b.reshape(weight.output(0), grouped), *args))
 
 
-__all__ = ["BINARY", "FLOAT", "engine_computes", "lower_packed", "strict_threshold"]
+__all__ = ["BINARY", "FLOAT", "engine_computes", "lower_packed"]

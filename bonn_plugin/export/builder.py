@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -31,6 +32,7 @@ class GraphBuilder:
 
     Attributes:
         where: the module or function being lowered, for names and messages.
+        norms: the input of a norm and what torch makes of it, by the name of the norm's result; for signs.
         paths: how each binary convolution was expressed, by module name.
     """
 
@@ -39,6 +41,7 @@ class GraphBuilder:
         self.ops = self.ov.opset14
         self.half = half
         self.where = ""
+        self.norms: dict[str, tuple[Value, Callable[[Tensor], Tensor]]] = {}
         self.paths: dict[str, str] = {}
 
     def refuse(self, why: str) -> ExportError:

@@ -240,7 +240,13 @@ def _batch_norm(
 ) -> Value:
     if training or running_mean is None or running_var is None:
         raise b.refuse("a batch norm without running statistics depends on the batch")
-    return b.channel_affine(input, *batch_norm_affine(weight, bias, running_mean, running_var, eps))
+    y = b.channel_affine(input, *batch_norm_affine(weight, bias, running_mean, running_var, eps))
+
+    def by_torch(x: Tensor) -> Tensor:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)
+
+    b.norms[y.get_node().get_friendly_name()] = (input, by_torch)
+    return y
 
 
 # Activations

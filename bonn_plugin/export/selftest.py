@@ -8,11 +8,10 @@ be such a tie, and torch with these signs must give the engine's logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -127,6 +126,15 @@ def _batches(samples: Iterable[Tensor], shape: tuple[int, int, int, int]) -> Ite
             yield torch.cat([part, part.new_zeros(missing, *shape[1:])]).contiguous(), len(part)
 
 
+def _positive(op: Any) -> Callable[[Any], Any]:
+    """What a sign's node decides: a function of its input's values to bool."""
+    if op.get_type_name() == "Select":
+        at = op.input_value(0).get_node().input_value(1).get_node().data
+        return lambda x: x >= at
+    above, high = (op.input_value(i).get_node().data for i in (1, 4))
+    return lambda x: (x > above) == (high > 0)
+
+
 @dataclass(frozen=True)
 class _Explained:
     samples: int
@@ -140,29 +148,39 @@ class _Replay:
 
     def __init__(self, model: nn.Module, graph: Any) -> None:
         self.model = model
-        self.names: list[str] = []
         watched = graph.clone()
+        self._signs: dict[str, tuple[int, Callable[[Any], Any]]] = {}
+        places: dict[tuple[str, int], int] = {}
         outputs = []
         for op in watched.get_ordered_ops():
-            if op.get_type_name() in ("FakeQuantize", "Select") and op.get_friendly_name().endswith(".sign"):
-                self.names.append(op.get_friendly_name().removesuffix(".sign"))
-                outputs.append(op.output(0))
+            kind = op.get_type_name()
+            if not op.get_friendly_name().endswith(".sign") or kind not in ("FakeQuantize", "Select"):
+                continue
+            source = op.input_value(0) if kind == "FakeQuantize" else op.input_value(0).get_node().input_value(0)
+            key = (source.get_node().get_friendly_name(), source.get_index())
+            if key not in places:
+                outputs.append(source)
+                places[key] = len(outputs)
+            self._signs[op.get_friendly_name().removesuffix(".sign")] = (places[key], _positive(op))
         if not outputs:
             raise ExportError("its logits are not torch's, and it has no sign on which rounding could decide")
+        # What goes into the signs is read, not the signs: the engine breaks down on those as outputs.
         watched.add_outputs(outputs)
         self._request = compile_for_cpu(watched).create_infer_request()
 
     def explain(self, batch: Tensor, got: Tensor, filled: int, scale: float) -> _Explained:
         """Return how many signs explain the difference; ExportError if they don't."""
         self._request.infer({0: batch.numpy()})
-        watched = [self._request.get_output_tensor(i).data.copy() for i in range(len(self.names) + 1)]
-        logits = torch.from_numpy(watched[0])[:filled]
+        logits = torch.from_numpy(self._request.get_output_tensor(0).data.copy())[:filled]
         if not float((logits - got).abs().max()) <= TOLERANCE * scale:
             raise ExportError(
                 f"its logits differ from torch's, and from its own when its signs are read "
                 f"(by {float((logits - got).abs().max()):.3g})"
             )
-        signs = {name: torch.from_numpy(values.astype(np.float32)) for name, values in zip(self.names, watched[1:])}
+        signs = {
+            name: torch.from_numpy(positive(self._request.get_output_tensor(place).data))
+            for name, (place, positive) in self._signs.items()
+        }
         flipped, farthest, replayed = self._run(batch, signs, filled)
         alone = self.model(batch).float()[:filled]
         difference = float((replayed - got).abs().max())
@@ -191,7 +209,7 @@ class _Replay:
                 x = args[0]
                 t = 0.0 if module.threshold is None else module.threshold[:, None, None]
                 number = f"_{calls[name]}" if calls[name] > 1 else ""
-                theirs = signs[f"{name}{number}"][:, : x.shape[1]] > 0
+                theirs = signs[f"{name}{number}"][:, : x.shape[1]]
                 differ = (((x - t) >= 0) != theirs)[:filled]
                 if bool(differ.any()):
                     flipped.add_(differ.flatten(1).sum(1))
