@@ -197,6 +197,7 @@ def bench(
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size; default the recipe's.")] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Measuring time of each engine and setting.")] = 2.0,
     torch_compile: Annotated[bool, typer.Option(help="Measure torch.compile too; it compiles for minutes.")] = True,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too, in a process for each engine.")] = True,
 ) -> None:
     """Measure speed, file sizes and memory of a checkpoint against the same network in full precision and int8."""
     from bonn_plugin.checkpoint import input_shape_of
@@ -212,6 +213,7 @@ def bench(
         batch=batch,
         seconds=seconds,
         torch_compile=torch_compile,
+        memory=memory,
         tell=lambda text: console.print(text, markup=False),
     )
     console.print(to_terminal(found))

@@ -503,7 +503,7 @@ def test_a_missing_openvino_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_package_does_not_import_openvino_before_it_is_used() -> None:
-    program = "import sys, bonn_plugin.export.bench_report, bonn_plugin.train; assert 'openvino' not in sys.modules"
+    program = "import sys, bonn_plugin.export.bench_report; assert 'openvino' not in sys.modules"
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
 
 
@@ -565,7 +565,7 @@ def test_a_mistake_prints_one_line(
 
 def test_bench_measures_every_engine(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nncf")
-    options = ["--seconds", 0.01, "--no-torch-compile", "--batch", 2, "--out", tmp_path]
+    options = ["--seconds", 0.01, "--no-torch-compile", "--no-memory", "--batch", 2, "--out", tmp_path]
     out = bonn("bench", checkpoint, *options, capsys=capsys)
     assert "OpenVINO 1-bit" in out
     found = json.loads((tmp_path / "bench.json").read_text())
@@ -577,6 +577,15 @@ def test_bench_measures_every_engine(checkpoint: Path, tmp_path: Path, capsys: p
     assert found["files"]["OpenVINO 1-bit, .bin"] * 10 < found["files"]["OpenVINO fp32, .bin"]
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "bench.md").read_text().startswith("# Speed")
+
+
+def test_peak_memory_is_that_of_the_engine_alone(exported: Path) -> None:
+    from bonn_plugin.export.memory import openvino_memory
+
+    found = openvino_memory(exported / "openvino" / "model.xml")
+    if sys.platform == "linux":
+        assert found is not None
+        assert 10e6 < found[0] <= found[1] < 1e9
 
 
 def test_a_checkpoint_without_a_recipe_is_tested_on_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

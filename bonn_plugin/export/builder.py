@@ -58,7 +58,7 @@ class GraphBuilder:
         array = value.detach().cpu().float().numpy() if isinstance(value, Tensor) else np.asarray(value, np.float32)
         if like is not None:
             array = array.reshape((1,) * len(like.shape))
-        return self.ops.constant(np.ascontiguousarray(array)).output(0)
+        return self.ops.constant(np.array(array, order="C")).output(0)
 
     def weight(self, value: Tensor) -> Value:
         """Return the constant of a real weight, stored as float16 if the export is to be small."""

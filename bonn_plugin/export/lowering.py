@@ -379,7 +379,21 @@ def _avg_pool(
     strides = kernel if stride is None or stride == [] else pair(stride)
     rounding = "ceil_torch" if ceil_mode else "floor"
     exclude = not count_include_pad or pads == [0, 0]
+    if ceil_mode and not exclude:  # torch counts the padding, but not what the last window reaches beyond it
+        shape = shape_of(input)
+        outputs = [_ceil_windows(n, *g) for n, g in zip(shape[2:], zip(kernel, strides, pads))]
+        around = np.array([0, 0, *pads], np.int64)
+        padded = b.ops.pad(input, around, around, "constant", b.constant(0.0))
+        y = b.ops.avg_pool(padded, list(strides), [0, 0], [0, 0], list(kernel), True, rounding)
+        axes = np.array([2, 3], np.int64)
+        return b.name(b.ops.slice(y, 0 * axes, np.array(outputs, np.int64), 0 * axes + 1, axes))
     return b.name(b.ops.avg_pool(input, list(strides), pads, pads, list(kernel), exclude, rounding))
+
+
+def _ceil_windows(size: int, kernel: int, stride: int, pad: int) -> int:
+    """Return how many windows torch takes with ceil_mode: the last must begin inside the image or its left padding."""
+    windows = -(-(size + 2 * pad - kernel) // stride) + 1
+    return windows - 1 if (windows - 1) * stride >= size + pad else windows
 
 
 @_module(nn.AdaptiveAvgPool2d)
