@@ -12,6 +12,7 @@ from bonn_plugin.nn import BinaryConv2d
 from bonn_plugin.nn.operations import Macs, count_macs
 from bonn_plugin.recipe import Recipe
 from bonn_plugin.report.ledger import Ledger, ledger
+from bonn_plugin.report.merging import Unmerged, unmerged
 from bonn_plugin.session import Session
 
 
@@ -46,7 +47,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The answer of ``bonn check``."""
+    """The answer of ``bonn check``; ``merged`` are the filters, if any are to be merged, and what is without."""
 
     layers: tuple[Layer, ...]
     left_alone: tuple[LeftAlone, ...]
@@ -55,6 +56,7 @@ class Forecast:
     book: Ledger
     before: Macs
     after: Macs
+    merged: Unmerged | None
 
 
 def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
@@ -80,6 +82,8 @@ def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
         assert isinstance(layer, BinaryConv2d)
         layers.append(Layer(name, layer.geometry.weight_shape, signs.get(name), layer.threshold is not None))
     alone = tuple(left_alone(model))
+    for modifier in session.modifiers:
+        modifier.foresee()
     packed = session.convert()
     return Forecast(
         tuple(layers),
@@ -92,4 +96,5 @@ def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
         ledger(packed),
         before,
         sum(count_macs(packed, example).values(), Macs()),
+        unmerged(packed, example),
     )

@@ -9,20 +9,22 @@ from __future__ import annotations
 import base64
 import json
 import os
+import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bonn_plugin.errors import CheckpointError
+from bonn_plugin.errors import CheckpointError, one_line
 from bonn_plugin.files import sha256, write_files
 from bonn_plugin.models import ModelBuildError, build_model
 from bonn_plugin.nn import Replacement, replace_module, replacement_class, stored_tensors
@@ -31,9 +33,29 @@ from bonn_plugin.recipe import ModelConfig, Recipe, dump_recipe
 FORMAT = "bonn-packed-checkpoint"
 VERSION = 1
 WEIGHTS, CONFIG, RECIPE = "model.safetensors", "config.json", "recipe.yaml"
+STATE_PARTS = {"session": dict, "model": OrderedDict, "optimizer": dict, "scaler": dict, "metrics": list}
+"""What a training state holds."""
 PROBE_IMAGES = 2
 TOLERANCE = 1e-3
 """Largest relative difference of logits that another machine's float arithmetic explains."""
+
+
+class _Probe(BaseModel):
+    """Shape (B, C, H, W) of the probe's images, and its logits: float32, little-endian, base64."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=65_536)]], Field(min_length=4, max_length=4)]
+    logits: str
+
+
+class _Manifest(BaseModel):
+    """What config.json must hold, whoever wrote it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    model: ModelConfig
+    modules: dict[str, dict[str, Any]]
+    sha256: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], str]
+    probe: _Probe
 
 
 @dataclass(frozen=True)
@@ -123,8 +145,11 @@ def verify_packed(path: str | os.PathLike[str]) -> Verification:
         _read(folder, name, config)
     model = _build(folder, config)
     shape = tuple(config["probe"]["shape"])
-    now = _probe(model, shape)
-    then = _decode(config["probe"]["logits"], now)
+    try:
+        now = _probe(model, shape)
+        then = _decode(config["probe"]["logits"], now)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: the probe does not fit the model: {one_line(error)}") from error
     difference = float((now - then).abs().max())
     scale = float(then.abs().max().clamp(min=1.0))
     if not difference <= TOLERANCE * scale:
@@ -145,7 +170,7 @@ def load_recipe_of(path: str | os.PathLike[str]) -> str | None:
 
 def model_config_of(path: str | os.PathLike[str]) -> ModelConfig:
     """Return which network a checkpoint folder holds."""
-    return _model_config(Path(path), _read_config(Path(path)))
+    return ModelConfig.model_validate(_read_config(Path(path))["model"])
 
 
 def input_shape_of(path: str | os.PathLike[str]) -> tuple[int, int, int]:
@@ -167,8 +192,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if place.is_dir():
         state = place / "training" / "state.pt"
         if state.exists():
-            weights = load_state(state)["model"]
-            assert isinstance(weights, dict)
+            weights: dict[str, Tensor] = load_state(state)["model"]
             return weights
         return _dense_state(load_packed(place))
     return _parse(_read_file(place), place)
@@ -181,15 +205,21 @@ def load_state(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing or damaged.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load compares no checksums
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path}: not a training state, or damaged: {reason}") from error
-    if not isinstance(state, dict) or "session" not in state or "model" not in state:
+        raise CheckpointError(f"{path}: not a training state, or damaged: {one_line(error)}") from error
+    if damaged:
+        raise CheckpointError(f"{path}: damaged: the checksum of {damaged} is wrong")
+    if not isinstance(state, dict) or {key: type(value) for key, value in state.items()} != STATE_PARTS:
         raise CheckpointError(f"{path}: not a training state of this package")
     return state
+
+
+_PACKED = tuple(f".weight_{part}" for part in ("packed", "scale", "index", "sign", "kept"))
 
 
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:
@@ -199,7 +229,7 @@ def _dense_state(model: nn.Module) -> dict[str, Tensor]:
         if callable(dense):
             state[f"{name}.weight"] = dense()
     for name, stored in stored_tensors(model):
-        if not name.endswith((".weight_packed", ".weight_scale")):
+        if not name.endswith(_PACKED):
             state[name] = stored.tensor.detach()
     return state
 
@@ -224,11 +254,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
     body = {key: value for key, value in config.items() if key != "self"}
     if config.get("self") != _digest(body):
         raise CheckpointError(f"{place}: the checksum is wrong: the file was changed or damaged")
+    try:
+        _Manifest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{place}: not the configuration of a checkpoint: {where}: {first['msg']}") from None
     return config
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
-    model_config = _model_config(folder, config)
+    model_config = ModelConfig.model_validate(config["model"])
     try:
         model = build_model(model_config.name, model_config.num_classes, model_config.args)
     except ModelBuildError as error:
@@ -238,8 +274,8 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
             cls = replacement_class(entry["kind"])
             model.get_submodule(name)
             module = cls.from_spec({key: value for key, value in entry.items() if key != "kind"})
-        except (KeyError, AttributeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder / CONFIG}: module {name!r} can't be rebuilt: {error}") from error
+        except Exception as error:
+            raise CheckpointError(f"{folder / CONFIG}: module {name!r} can't be rebuilt: {one_line(error)}") from error
         replace_module(model, name, module)
     tensors = _parse(_read(folder, WEIGHTS, config), folder / WEIGHTS)
     _fill(model, tensors, folder / WEIGHTS)
@@ -263,20 +299,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], place: Path) -> None:
         target.copy_(given)
 
 
-def _model_config(folder: Path, config: Mapping[str, Any]) -> ModelConfig:
-    try:
-        return ModelConfig.model_validate(config["model"])
-    except (ValidationError, KeyError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: 'model' is not a network: {error}") from None
-
-
 def _read(folder: Path, name: str, config: Mapping[str, Any]) -> bytes:
     content = _read_file(folder / name)
-    if content[:2] in (b"PK", b"\x80\x02", b"\x80\x04") and name == WEIGHTS:
-        raise CheckpointError(
-            f"{folder / name}: a pickle, not safetensors: loading it could run code, so it is refused"
-        )
     if sha256(content) != config["sha256"].get(name):
+        if name == WEIGHTS:
+            _refuse_pickle(content, folder / name)
         raise CheckpointError(
             f"{folder / name}: the checksum is wrong: the file is truncated, damaged or from another checkpoint"
         )
@@ -294,7 +321,19 @@ def _parse(content: bytes, place: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{place}: not a safetensors file, or damaged: {error}") from None
+        _refuse_pickle(content, place)
+        raise CheckpointError(f"{place}: not a safetensors file, or damaged: {one_line(error)}") from None
+
+
+def _refuse_pickle(content: bytes, place: Path) -> None:
+    """Say what a file is that failed as safetensors, where it is a pickle or torch's archive of one.
+
+    Only for a file that failed: safetensors begin with the length of their header, and that may be
+    0x80 0x02, as a pickle begins, or "PK", as an archive does.
+    """
+    pickled = content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05" and content[2:8] != bytes(6)
+    if content[:4] == b"PK\x03\x04" or pickled:
+        raise CheckpointError(f"{place}: a pickle, not safetensors: loading it could run code, so it is refused")
 
 
 def _digest(body: Mapping[str, Any]) -> str:
@@ -328,9 +367,9 @@ def _encode(logits: Tensor) -> str:
 
 
 def _decode(text: str, like: Tensor) -> Tensor:
-    flat = np.frombuffer(base64.b64decode(text), dtype="<f4")
+    flat = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
     if flat.size != like.numel():
-        raise CheckpointError("the probe of the checkpoint does not fit the model's outputs")
+        raise ValueError(f"{flat.size} logits were saved, the model gives {like.numel()}")
     return torch.from_numpy(flat.copy()).view_as(like)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,12 +70,17 @@ def compress(
     runner = Runner(loaded, folder, choose_device(device), ConsoleProgress())
     try:
         runner.train(resume=resume)
+        outcome = runner.finish()
     except KeyboardInterrupt:
-        done = runner.session.epoch
-        rest = f"bonn compress {recipe} --out {folder} --resume" + "".join(f" --set {o}" for o in overrides or [])
-        console.print(f"interrupted; {done} epochs are saved. Go on with: {rest}", markup=False)
+        again = ["bonn", "compress", recipe, "--out", str(folder)]
+        again += [part for override in overrides or [] for part in ("--set", override)]
+        again += [] if device == "auto" else ["--device", device]
+        again += ["--resume"] if runner.saved else []
+        done = (
+            f"{runner.saved} of {loaded.training.epochs} epochs are saved" if runner.saved else "nothing is saved yet"
+        )
+        console.print(f"interrupted; {done}. Go on with: {shlex.join(again)}", markup=False)
         raise typer.Exit(130) from None
-    outcome = runner.finish()
     from bonn_plugin.checkpoint import verify_packed
     from bonn_plugin.report import to_terminal
 
@@ -114,6 +120,12 @@ def check(
         console.print(f"compression rate by {rule}: {seen.book.rate(rule):.2f}")
     console.print(f"tensors on disk: about {seen.book.written_bytes:,} bytes, float32 {4 * seen.parameters:,}")
     console.print(f"OPs for one image: {seen.after.ops:.3e} (float32 {seen.before.ops:.3e})")
+    if seen.merged:
+        total = seen.merged.total
+        console.print(
+            f"filters: {total.outputs:,}, merged to {total.stored:,}; without merging the rate by {Rule.PARAMETERS} "
+            f"is {seen.merged.book.rate():.2f}, OPs {seen.merged.macs.ops:.3e}"
+        )
 
 
 @app.command()
@@ -225,6 +237,7 @@ def bench(
 def report(
     folder: Folder,
     form: Annotated[str, typer.Option("--format", help="terminal, markdown or json.")] = "terminal",
+    plots: Annotated[bool, typer.Option("--plots", help="Draw PNG pictures into DIR; needs matplotlib.")] = False,
 ) -> None:
     """Show the report of a checkpoint."""
     from pydantic import ValidationError
@@ -244,6 +257,9 @@ def report(
         console.print(to_terminal(loaded))
     else:
         sys.stdout.write(to_markdown(loaded) if form == "markdown" else loaded.model_dump_json(indent=1) + "\n")
+    if plots:
+        for line in _drawn(folder):
+            print(line, file=sys.stderr)
 
 
 @app.command()
@@ -275,6 +291,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}" if error.filename else error, file=sys.stderr)
+        sys.exit(2)
 
 
 def _quiet() -> None:
@@ -305,6 +324,14 @@ def _size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise BonnError(f"--size {text!r} is not HxW, such as 224x224")
     return int(height), int(width)
+
+
+def _drawn(folder: Path) -> list[str]:
+    from bonn_plugin.report import write_plots
+    from bonn_plugin.train import METRICS
+
+    drawn = write_plots(folder / METRICS, folder)
+    return [f"drawn: {file}" for file in drawn] or ["nothing to draw: no filters were merged in this run"]
 
 
 def _verified(folder: Path, found: Any) -> str:

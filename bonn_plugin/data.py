@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import datasets
+from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from bonn_plugin.errors import DataError
+from bonn_plugin.errors import DataError, one_line
 from bonn_plugin.recipe import CifarConfig, DataConfig, DigitsConfig, ImageFolderConfig
 
 DIGITS_SHARE_TEST = 0.25
@@ -84,7 +86,7 @@ def train_loader(
 ) -> tuple[DataLoader[Any], EpochSampler]:
     """Return the loader of training batches (B, C, H, W), (B,) and the sampler whose ``epoch`` orders them."""
     sampler = EpochSampler(splits.train, seed)
-    loader: DataLoader[Any] = DataLoader(
+    loader = _Loader(
         cast(Dataset[Any], splits.train),
         batch_size,
         sampler=sampler,
@@ -97,7 +99,18 @@ def train_loader(
 
 def evaluation_loader(splits: Splits, batch_size: int, workers: int, pin: bool = False) -> DataLoader[Any]:
     """Return the loader of all test samples in order."""
-    return DataLoader(cast(Dataset[Any], splits.test), batch_size, num_workers=workers, pin_memory=pin)
+    return _Loader(cast(Dataset[Any], splits.test), batch_size, num_workers=workers, pin_memory=pin)
+
+
+class _Loader(DataLoader[Any]):
+    """A loader whose workers' mistakes are one line too: torch puts their traceback into the message."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise DataError(last.removeprefix(f"{DataError.__module__}.{DataError.__qualname__}: ")) from None
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
@@ -137,7 +150,7 @@ def _cifar(config: CifarConfig) -> Splits:
     hundred = config.name == "cifar100"
     cls = datasets.CIFAR100 if hundred else datasets.CIFAR10
     inner = "cifar-100-python" if hundred else "cifar-10-batches-py"
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))
     mean, std = _CIFAR100 if hundred else _CIFAR10
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     augment: list[v2.Transform] = [v2.RandomCrop(32, padding=config.pad)] if config.pad else []
@@ -150,13 +163,20 @@ def _cifar(config: CifarConfig) -> Splits:
         raise DataError(
             f"no intact {config.name} in {root}: it should hold the folder {inner} of the python version, with "
             f"{'train, test and meta' if hundred else 'data_batch_1 to data_batch_5, test_batch and batches.meta'}"
-            f" ({' '.join(str(error).split())})"
+            f" ({one_line(error)})"
         ) from error
     return Splits(train, test, 100 if hundred else 10)
 
 
+def _open_picture(path: str) -> Any:
+    try:
+        return default_loader(path)
+    except Exception as error:
+        raise DataError(f"{path}: not a picture, or damaged: {one_line(error)}") from error
+
+
 def _image_folder(config: ImageFolderConfig) -> Splits:
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*_IMAGENET)]
     resize = v2.Resize(config.resize or round(config.crop * 256 / 224), antialias=True)
     flip: list[v2.Transform] = [v2.RandomHorizontalFlip()] if config.flip else []
@@ -167,11 +187,11 @@ def _image_folder(config: ImageFolderConfig) -> Splits:
     for part, transform in (("train", training), ("val", testing)):
         folder = root / part
         try:
-            opened.append(datasets.ImageFolder(str(folder), transform=transform))
+            opened.append(datasets.ImageFolder(str(folder), transform=transform, loader=_open_picture))
         except OSError as error:
             raise DataError(
                 f"no images in {folder}: it should hold one folder a class with its pictures, as ImageNet does "
-                f"({' '.join(str(error).split())[:200]})"
+                f"({one_line(error)})"
             ) from error
     train, test = opened
     if train.classes != test.classes:

@@ -12,6 +12,12 @@ class BonnError(Exception):
     """A mistake in what was asked for, told in one line."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return another library's message as one line that is not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 class ModelError(BonnError):
     """A recipe and a model do not fit: a selector that matches nothing, a module that can't be binarised.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from bonn_plugin.errors import CheckpointError
@@ -35,7 +36,8 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         _sync_folder(folder)
     except OSError as error:
         for aside in written:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
         raise CheckpointError(
             f"can't write to {folder}: {error.strerror or error}; what was saved there before is untouched"
         ) from error

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from bonn_plugin.errors import BonnError
-from bonn_plugin.modifiers import near_names
+from bonn_plugin.errors import BonnError, one_line
 from bonn_plugin.recipe import OptimizerConfig, TrainingConfig
 
 WARMUP_START = 0.01
@@ -23,15 +22,15 @@ def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Opt
     Raises:
         BonnError: timm has no such optimizer, or it can't be made here.
     """
-    names = [str(name) for name in list_optimizers()]
-    if config.name not in names:
-        raise BonnError(f"timm has no optimizer named {config.name!r}.{near_names(config.name, names)}")
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
         )
     except Exception as error:
-        raise BonnError(f"optimizer {config.name!r} can't be made: {' '.join(str(error).split())}") from error
+        raise BonnError(f"optimizer {config.name!r} can't be made: {one_line(error)}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise BonnError(f"optimizer {config.name!r} needs second derivatives, which a sign has not: take another")
+    return optimizer
 
 
 def make_scheduler(config: TrainingConfig, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:

@@ -36,10 +36,12 @@ class Session:
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
         if steps_per_epoch < 1:
-            raise SessionError(
+            problem = recipe.source.problem(
+                ("training", "batch_size"),
                 f"steps_per_epoch is {steps_per_epoch}: the data set is smaller than one batch of "
-                f"{recipe.training.batch_size}; lower training.batch_size"
+                f"{recipe.training.batch_size}; lower training.batch_size",
             )
+            raise SessionError(str(problem))
         self.recipe = recipe
         self.clock = Clock(recipe.training.epochs, steps_per_epoch)
         self.modifiers: tuple[Modifier[Any], ...] = tuple(
@@ -184,6 +186,17 @@ class Session:
             self._ended = True
             for modifier in self.modifiers:
                 modifier.on_train_end()
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what the modifiers tell of the last epoch, JSON-ready, by their type (``type.2`` for a second one)."""
+        found: dict[str, Any] = {}
+        for modifier in self.modifiers:
+            values = modifier.metrics()
+            if values:
+                kind = modifier.config.type
+                same = sum(name.partition(".")[0] == kind for name in found)
+                found[f"{kind}.{same + 1}" if same else kind] = values
+        return found
 
     def convert(self) -> nn.Module:
         """Return a packed copy of the model, in eval mode; the model itself stays as it is.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +18,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from bonn_plugin.checkpoint import CONFIG, RECIPE, WEIGHTS, load_packed, load_state, load_weights, save_packed
+from bonn_plugin.checkpoint import (
+    CONFIG,
+    RECIPE,
+    WEIGHTS,
+    load_packed,
+    load_state,
+    load_weights,
+    model_config_of,
+    save_packed,
+)
 from bonn_plugin.data import epoch_seed, evaluation_loader, load_splits, train_loader
-from bonn_plugin.errors import CheckpointError, TrainingError
+from bonn_plugin.errors import BonnError, CheckpointError, ModelError, SessionError, TrainingError, one_line
 from bonn_plugin.export.openvino import load as load_export
 from bonn_plugin.files import write_file
+from bonn_plugin.nn.distribution import latent_valleys
 from bonn_plugin.optim import make_optimizer, make_scheduler
 from bonn_plugin.recipe import Recipe, dump_recipe, recipe_model
 from bonn_plugin.report import Accuracy, Report, make_report, to_markdown
@@ -62,9 +73,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"device {name!r} can't be used: {str(error).splitlines()[0]}") from error
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise TrainingError(f"device {name!r} can't be used: {one_line(error)}") from error
     return device
 
 
@@ -77,6 +88,9 @@ class Runner:
         device: where to train.
         progress: where to tell.
 
+    Attributes:
+        saved: epochs whose state is on the disk.
+
     Raises:
         BonnError: anything of the recipe does not fit data, model or machine.
     """
@@ -87,14 +101,18 @@ class Runner:
         self.device = device
         self.progress = progress
         training = recipe.training
-        self.splits = load_splits(recipe.data, recipe.model.num_classes)
+        with _placed(recipe, "data"):
+            self.splits = load_splits(recipe.data, recipe.model.num_classes)
         gpu = device.type == "cuda"
         workers = recipe.data.workers
         self.loader, self.sampler = train_loader(self.splits, training.batch_size, training.seed, workers, pin=gpu)
         self.test: DataLoader[Any] = evaluation_loader(self.splits, training.batch_size, workers, pin=gpu)
         torch.manual_seed(training.seed)
         model = recipe_model(recipe)
-        start = load_weights(recipe.model.init_from) if recipe.model.init_from else None
+        with _placed(recipe, "model"):
+            _check_images(model, self.splits.test[0][0], training.batch_size, recipe.model.num_classes)
+        with _placed(recipe, "model", "init_from"):
+            start = load_weights(recipe.model.init_from) if recipe.model.init_from else None
         if start is not None:
             self._start_from(model, start)
         self.session = Session(recipe, len(self.loader))
@@ -105,12 +123,15 @@ class Runner:
         for modifier in self.session.modifiers:
             for module in modifier.modules().values():
                 module.to(device)
-        self.optimizer = make_optimizer(training.optimizer, self.session.param_groups())
+        groups = self.session.param_groups()
+        with _placed(recipe, "training", "optimizer"):
+            self.optimizer = make_optimizer(training.optimizer, groups)
         self.scheduler = make_scheduler(training, self.optimizer, len(self.loader))
         self.criterion = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
         self.amp = _amp_dtype(recipe, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
         self.metrics: list[dict[str, Any]] = []
+        self.saved = 0
 
     def train(self, *, resume: bool) -> None:
         """Run the epochs that are left, with a state on disk after each.
@@ -139,7 +160,12 @@ class Runner:
         for epoch in range(self.session.epoch, self.session.epochs):
             began = time.perf_counter()
             record = {"epoch": epoch + 1, **self._epoch(epoch)}
+            self._check_weights(epoch)
+            record.update(self.session.metrics())
             record["test_top1"], record["test_top5"] = self._accuracy(self.model)
+            valleys = latent_valleys(self.model)
+            if valleys:
+                record["valley"] = {"mean": sum(valleys.values()) / len(valleys), "max": max(valleys.values())}
             record["seconds"] = time.perf_counter() - began
             self.metrics.append(record)
             self._save(state)
@@ -208,11 +234,21 @@ class Runner:
     def _check(self, sums: dict[str, Tensor], epoch: int, step: int) -> None:
         for name, value in sums.items():
             if not math.isfinite(float(value)):
-                last = f"{self.folder / STATE} holds epoch {epoch}" if epoch else "no epoch was finished"
-                raise TrainingError(
-                    f"the {name} loss is {float(value)} at epoch {epoch + 1}, step {step + 1}: lower the learning "
-                    f"rate or the loss's weight; {last}"
-                )
+                self._diverged(f"the {name} loss is {float(value)}", epoch, step)
+
+    def _check_weights(self, epoch: int) -> None:
+        """Stop where the last step, whose loss was fine, left weights that no state should hold."""
+        roots = [self.model, *(m for modifier in self.session.modifiers for m in modifier.modules().values())]
+        for root in roots:
+            for name, tensor in root.state_dict().items():
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    self._diverged(f"{name} is not finite", epoch, len(self.loader) - 1)
+
+    def _diverged(self, what: str, epoch: int, step: int) -> None:
+        last = f"{self.folder / STATE} holds epoch {epoch}" if epoch else "no epoch was finished"
+        raise TrainingError(
+            f"{what} at epoch {epoch + 1}, step {step + 1}: lower the learning rate or the loss's weight; {last}"
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.amp is None else torch.autocast(self.device.type, self.amp)
@@ -270,6 +306,10 @@ class Runner:
             buffer,
         )
         write_file(path, buffer.getvalue())
+        self.saved = self.session.epoch
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in self.metrics)
         write_file(self.folder / METRICS, lines.encode())
 
@@ -277,11 +317,18 @@ class Runner:
         if not path.exists():
             raise CheckpointError(f"{path}: no state to resume from; start the run without --resume")
         state = load_state(path)
-        self.session.load_state_dict(state["session"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        try:
+            self.session.load_state_dict(state["session"])
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except SessionError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except Exception as error:
+            raise CheckpointError(f"{path}: does not fit the recipe's run: {one_line(error)}") from error
         self.metrics = state["metrics"]
+        self.saved = self.session.epoch
+        self._write_metrics()  # a run that was killed after its state may lack the last line
 
     @torch.no_grad()
     def _start_from(self, model: nn.Module, weights: dict[str, Tensor], *, added_only: bool = False) -> None:
@@ -323,24 +370,51 @@ def write_report(folder: Path, report: Report) -> None:
 def evaluate(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, float, int]:
     """Return top-1 and top-5 in percent of a packed checkpoint on the recipe's test set, and its samples."""
     model = load_packed(folder, device)
-    return _measure(recipe, lambda images: model(images.to(device)).float().cpu())
+    return _measure(folder, recipe, lambda images: model(images.to(device)).float().cpu())
 
 
 def evaluate_export(folder: Path, recipe: Recipe) -> tuple[float, float, int]:
     """Return what ``evaluate`` does, of the folder's OpenVINO export."""
-    return _measure(recipe, load_export(folder))
+    return _measure(folder, recipe, load_export(folder))
 
 
 @torch.no_grad()
-def _measure(recipe: Recipe, predict: Callable[[Tensor], Tensor]) -> tuple[float, float, int]:
-    splits = load_splits(recipe.data, recipe.model.num_classes)
-    classes = recipe.model.num_classes
+def _measure(folder: Path, recipe: Recipe, predict: Callable[[Tensor], Tensor]) -> tuple[float, float, int]:
+    classes = model_config_of(folder).num_classes
+    with _placed(recipe, "data"):
+        splits = load_splits(recipe.data, classes)
     meters = [MulticlassAccuracy(classes, top_k=min(k, classes), average="micro") for k in (1, 5)]
     for images, labels in evaluation_loader(splits, recipe.training.batch_size, recipe.data.workers):
         logits = predict(images)
         for meter in meters:
             meter.update(logits, labels)
     return 100 * float(meters[0].compute()), 100 * float(meters[1].compute()), len(splits.test)
+
+
+@contextmanager
+def _placed(recipe: Recipe, *path: str | int) -> Iterator[None]:
+    """Put the place in the recipe before the message of an error."""
+    try:
+        yield
+    except BonnError as error:
+        raise type(error)(str(recipe.source.problem(path, str(error)))) from error
+
+
+@torch.no_grad()
+def _check_images(model: nn.Module, image: Tensor, batch_size: int, classes: int) -> None:
+    """Raise ModelError where a copy of ``model`` in training mode makes no logits of an ``image``, (C, H, W)."""
+    n = min(batch_size, 2)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            logits = copy.deepcopy(model).train()(image.expand(n, *image.shape))
+    except Exception as error:
+        raise ModelError(
+            f"the network does not take the images of the data set, {tuple(image.shape)} in batches of {batch_size}: "
+            f"{one_line(error)}"
+        ) from error
+    if getattr(logits, "shape", None) != (n, classes):
+        made = str(tuple(logits.shape)) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(f"the network makes {made} of {n} images, not logits ({n}, {classes})")
 
 
 def _classifier(model: nn.Module) -> Any:

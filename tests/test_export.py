@@ -24,7 +24,6 @@ from bonn_plugin.export.engine import compile_for_cpu, import_openvino
 from bonn_plugin.export.lowering import build_graph
 from bonn_plugin.export.openvino import export_openvino, load, read_info, verify_export
 from bonn_plugin.export.selftest import self_test
-from bonn_plugin.functional import pack_signs
 from bonn_plugin.models import build_model
 from bonn_plugin.nn import BinaryConv2d, ConvGeometry, PackedConv2d, replace_module
 
@@ -156,6 +155,7 @@ CHANNELS = st.sampled_from([3, 12, 20, 100])
     threshold=st.booleans(),
     bias=st.booleans(),
     scale=st.sampled_from([0.05, -0.3]),
+    merged=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_any_packed_convolution_gives_torchs_sums(
@@ -170,6 +170,7 @@ def test_any_packed_convolution_gives_torchs_sums(
     threshold: bool,
     bias: bool,
     scale: float,
+    merged: bool,
     seed: int,
 ) -> None:
     assume(all(s + 2 * padding > dilation * (k - 1) for s, k in zip(size, kernel, strict=True)))
@@ -179,7 +180,7 @@ def test_any_packed_convolution_gives_torchs_sums(
     geometry = ConvGeometry(channels, filters, kernel, *pairs, groups)
     layer = PackedConv2d.from_dense(
         geometry,
-        torch.randn(geometry.weight_shape),
+        merged_weight(*geometry.weight_shape, seed=seed) if merged else torch.randn(geometry.weight_shape),
         torch.tensor(scale),
         torch.randn(channels) * 0.3 if threshold else None,
         torch.randn(filters) if bias else None,
@@ -282,40 +283,29 @@ def test_what_the_engine_computes_wrongly_is_computed_another_way() -> None:
     assert "u1" in kinds  # one bit a weight on disk all the same
 
 
-class _Merged(PackedConv2d):
-    """A packed layer that stores unique filters, an index, and output signs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.conv2d(torch.where(x >= 0, 1.0, -1.0), self.unique, None, self.geometry.stride, self.geometry.padding)
-        y = y[:, self.weight_index.long()] * self.factor[:, None, None]
-        return y * self.weight_scale
-
-    def output_sign(self) -> Tensor:
-        return self.factor
+def merged_weight(filters: int, *rest: int, seed: int = 0) -> Tensor:
+    """Filters of which several are equal and several opposite."""
+    generator = torch.Generator().manual_seed(seed)
+    unique = torch.randn(max(1, filters // 3), *rest, generator=generator)
+    rows = torch.randint(0, len(unique), (filters,), generator=generator)
+    signs = torch.randint(0, 2, (filters,), generator=generator) * 2 - 1
+    return unique[rows] * signs[:, None, None, None]
 
 
-def test_merged_filters_are_computed_once_and_gathered() -> None:
+@pytest.mark.parametrize("kept", [None, torch.arange(12) % 4 != 1])
+def test_merged_filters_are_computed_once_and_gathered(kept: Tensor | None) -> None:
     geometry = ConvGeometry(20, 12, (3, 3), (1, 1), (1, 1), (1, 1), 1)
-    layer = _Merged(geometry)
-    layer.unique = torch.where(images(5, 20, 3, 3) >= 0, 1.0, -1.0)
-    layer.weight_packed = pack_signs(layer.unique)
-    layer.weight_scale = torch.tensor(0.25)
-    layer.weight_index = torch.randint(0, 5, (12,), dtype=torch.uint8)
-    layer.factor = torch.tensor([1.0, -1.0, 0.0] * 4)
-    layer.__class__.__name__ = "PackedConv2d"
+    bias = images(12)
+    layer = PackedConv2d.from_dense(geometry, merged_weight(12, 20, 3, 3), torch.tensor(0.25), None, bias, kept)
+    assert layer.weight_index is not None
+    assert layer.weight_sign is not None
     x = images(2, 20, 6, 6)
-
-    from bonn_plugin.export import lowering
-
-    lowering.MODULES[_Merged] = lowering.MODULES[PackedConv2d]
-    try:
-        graph, paths = build_graph(nn.Sequential(layer), tuple(x.shape))
-    finally:
-        del lowering.MODULES[_Merged]
+    graph, paths = build_graph(nn.Sequential(layer), tuple(x.shape))
     assert paths == {"0": "bits"}
     [convolution] = [op for op in graph.get_ops() if op.get_type_name() == "BinaryConvolution"]
-    assert list(convolution.output(0).shape)[1] == 5
-    assert torch.equal(torch.from_numpy(compile_for_cpu(graph, 1)(x.numpy())[0]), layer(x))
+    assert list(convolution.output(0).shape)[1] == layer.unique_filters < 12
+    got = torch.from_numpy(compile_for_cpu(graph, 1)(x.numpy())[0])
+    torch.testing.assert_close(got, layer(x), rtol=0, atol=1e-6)
 
 
 class Everything(nn.Module):

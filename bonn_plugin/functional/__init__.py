@@ -9,6 +9,14 @@ from bonn_plugin.functional.binarize import (
     sign,
     sign_weight,
 )
+from bonn_plugin.functional.grouping import (
+    group_count,
+    group_filters,
+    group_mean,
+    merge_filters,
+    pruning_loss,
+    sensitivity_keeps,
+)
 from bonn_plugin.functional.losses import feature_loss, kernel_loss, update_centers
 from bonn_plugin.functional.packing import pack_signs, unpack_signs
 
@@ -17,10 +25,16 @@ __all__ = [
     "binarize_activation",
     "binarize_weight",
     "feature_loss",
+    "group_count",
+    "group_filters",
+    "group_mean",
     "kernel_loss",
+    "merge_filters",
     "pack_signs",
+    "pruning_loss",
     "scale_backward",
     "scale_forward",
+    "sensitivity_keeps",
     "sign",
     "sign_weight",
     "unpack_signs",

@@ -18,6 +18,7 @@ Ste = Literal["clip", "polynomial"]
 def sign(x: Tensor) -> Tensor:
     """Return +1 where ``x >= 0`` and -1 elsewhere, with the shape and dtype of ``x``; no gradient.
 
+    >>> import torch
     >>> sign(torch.tensor([-0.5, 0.0, 2.0]))
     tensor([-1.,  1.,  1.])
     """

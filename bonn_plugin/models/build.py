@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,9 @@ def build_model(name: str, num_classes: int, args: Mapping[str, Any]) -> nn.Modu
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ModelBuildError(f"timm has no model named {name!r}.{hint}", "name")
     try:
-        return timm.create_model(name, pretrained=False, num_classes=num_classes, **args)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Initializing zero-element tensors")
+            return timm.create_model(name, pretrained=False, num_classes=num_classes, **args)
     except Exception as error:
         text = " ".join(str(error).split())
         raise ModelBuildError(f"{name} can't be built with args {dict(args)}: {text}", "args") from error

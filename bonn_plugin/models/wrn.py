@@ -141,7 +141,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> BonnWideResNet:
-    model: BonnWideResNet = build_model_with_cfg(BonnWideResNet, variant, pretrained, **kwargs)
+    features = {"out_indices": (0, 1, 2)}
+    model: BonnWideResNet = build_model_with_cfg(BonnWideResNet, variant, pretrained, feature_cfg=features, **kwargs)
     return model
 
 

@@ -14,6 +14,7 @@ from bonn_plugin.modifiers.base import (
 )
 from bonn_plugin.modifiers.binarize import Binarize, BinarizeConfig, InputSigns, probe_input_signs
 from bonn_plugin.modifiers.feature_loss import FeatureLoss, FeatureLossConfig
+from bonn_plugin.modifiers.filter_merge import FilterMergeConfig, FilterMergeModifier
 from bonn_plugin.modifiers.kernel_loss import KernelLoss, KernelLossConfig, model_kernel_loss
 from bonn_plugin.modifiers.select import LeftAlone, left_alone, near_names, select_convolutions
 
@@ -24,6 +25,8 @@ __all__ = [
     "Clock",
     "FeatureLoss",
     "FeatureLossConfig",
+    "FilterMergeConfig",
+    "FilterMergeModifier",
     "InputSigns",
     "KernelLoss",
     "KernelLossConfig",

@@ -8,13 +8,27 @@ from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from bonn_plugin.errors import BonnError, SessionError
 
 ENTRY_POINT_GROUP = "bonn_plugin.modifiers"
 Path = tuple[str | int, ...]
+
+
+LARGEST_SETTING = 1e30
+"""No setting is larger, so that products with it still fit into float32."""
+
+
+def _in_range(value: float) -> float:
+    if abs(value) > LARGEST_SETTING:
+        raise PydanticCustomError("too_large", f"is larger than {LARGEST_SETTING:g}")
+    return value
+
+
+Real = Annotated[float, AfterValidator(_in_range)]
 
 
 class FrozenModel(BaseModel):
@@ -178,6 +192,13 @@ class Modifier(Generic[C]):
 
     def on_train_end(self) -> None:
         """After the last epoch."""
+
+    def metrics(self) -> Mapping[str, Any]:
+        """Return what is worth keeping of the last epoch, JSON-ready; nothing where there is nothing to tell."""
+        return {}
+
+    def foresee(self) -> None:
+        """Bring a model that was not trained to the shape of the trained one: for a forecast of what is stored."""
 
     def convert(self, model: nn.Module) -> None:
         """Change a copy of the trained model into what is stored."""

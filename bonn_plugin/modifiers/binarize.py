@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bonn_plugin.errors import ModelError
 from bonn_plugin.functional import Ste
-from bonn_plugin.modifiers.base import Modifier, ModifierConfig, Path, PrepareContext, register_modifier
+from bonn_plugin.modifiers.base import Modifier, ModifierConfig, Path, PrepareContext, Real, register_modifier
 from bonn_plugin.modifiers.select import select_convolutions, selector_problem
 from bonn_plugin.nn import BinaryConv2d, replace_module
 
@@ -34,7 +34,7 @@ class BinarizeConfig(ModifierConfig):
     targets: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     expect: Annotated[int, Field(ge=1)] | None = None
     ste: Ste = "clip"
-    bound: Annotated[float, Field(gt=0)] = 1.0
+    bound: Annotated[Real, Field(gt=0)] = 1.0
     threshold: Threshold = "auto"
 
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:

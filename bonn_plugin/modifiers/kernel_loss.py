@@ -16,6 +16,7 @@ from bonn_plugin.modifiers.base import (
     ModifierConfig,
     Path,
     PrepareContext,
+    Real,
     WindowConfig,
     register_modifier,
 )
@@ -32,9 +33,9 @@ class KernelLossConfig(WindowConfig):
     """
 
     type: Literal["kernel_loss"] = "kernel_loss"
-    lambda_: Annotated[float, Field(alias="lambda", gt=0)]
-    nu: Annotated[float, Field(gt=0)]
-    sigma_floor: Annotated[float, Field(gt=0)] = 1e-4
+    lambda_: Annotated[Real, Field(alias="lambda", gt=0)]
+    nu: Annotated[Real, Field(gt=0)]
+    sigma_floor: Annotated[Real, Field(gt=0)] = 1e-4
 
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
         """See ``ModifierConfig.problems``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,10 @@ def selector_problem(selector: str) -> str | None:
         return "a selector is empty"
     if colon and kind == "re":
         try:
-            re.compile(rest)
-        except re.error as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # of a pattern that a later Python reads otherwise
+                re.compile(rest)
+        except (re.error, OverflowError, RecursionError, Warning) as error:
             return f"{rest!r} is not a regular expression: {error}"
     elif colon and kind != "class":
         return f"unknown selector kind {kind!r}: an exact name, 're:...' or 'class:...'"
@@ -85,6 +88,15 @@ def select_convolutions(
         assert isinstance(module, nn.Conv2d)
         convolutions[name] = module
     return convolutions
+
+
+def match_convolutions(model: nn.Module, selector: str) -> list[str]:
+    """Return the names of the convolutions, binarised or not, that one selector matches, in the model's order.
+
+    Raises:
+        ModelError: it matches none.
+    """
+    return _match({name: module for name, module in model.named_modules() if name}, selector)
 
 
 def left_alone(model: nn.Module) -> list[LeftAlone]:

@@ -2,9 +2,12 @@
 
 from bonn_plugin.nn.binary_conv import BinaryConv2d
 from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.merge import FilterMerge
 from bonn_plugin.nn.packed_conv import PackedConv2d
 from bonn_plugin.nn.prior import BimodalPrior
 from bonn_plugin.nn.storage import (
+    Filters,
+    Merging,
     Replacement,
     Role,
     StoredTensor,
@@ -18,6 +21,9 @@ __all__ = [
     "BimodalPrior",
     "BinaryConv2d",
     "ConvGeometry",
+    "FilterMerge",
+    "Filters",
+    "Merging",
     "PackedConv2d",
     "Replacement",
     "Role",

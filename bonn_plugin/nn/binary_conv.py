@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bonn_plugin.functional import Ste, binarize_activation, scale_backward, scale_forward, sign_weight
 from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.merge import FilterMerge
 from bonn_plugin.nn.operations import Macs
 from bonn_plugin.nn.packed_conv import PackedConv2d
 
@@ -54,6 +55,7 @@ class BinaryConv2d(nn.Module):
         self.weight = conv.weight
         self.bias = conv.bias
         self.prior: nn.Module | None = None
+        self.merge: FilterMerge | None = None
         with torch.no_grad():
             self.modulation = nn.Parameter(torch.full_like(conv.weight[0], float(conv.weight.abs().mean())))
         self.threshold: nn.Parameter | None = None
@@ -75,8 +77,17 @@ class BinaryConv2d(nn.Module):
             x = x - self.threshold.to(x.dtype)[:, None, None]
         scale = self.modulation.detach().mean()
         a = scale_backward(binarize_activation(x, self.ste, self.bound), scale)
-        y = scale_forward(self.geometry.convolve(a, sign_weight(self.weight, self.modulation)), scale)
+        y = scale_forward(self.geometry.convolve(a, sign_weight(self.latent_weight(), self.modulation)), scale)
+        if self.merge is not None:
+            y = self.merge.gate(y)
         return y if self.bias is None else y + self.bias[:, None, None]
+
+    def latent_weight(self) -> Tensor:
+        """Return the kernel X that is binarised, (C_out, C_in / groups, kh, kw): merging pulls filters together."""
+        if self.merge is None:
+            return self.weight
+        merged: Tensor = self.merge(self.weight)
+        return merged
 
     @torch.no_grad()
     def _follow_input(self, x: Tensor) -> None:
@@ -107,10 +118,11 @@ class BinaryConv2d(nn.Module):
         """Return the packed layer that computes the same bits in eval mode."""
         return PackedConv2d.from_dense(
             self.geometry,
-            self.weight.detach(),
+            self.latent_weight().detach(),
             self.modulation.detach().mean(),
             None if self.threshold is None else self.threshold.detach().clone(),
             None if self.bias is None else self.bias.detach().clone(),
+            self.merge.kept if self.merge is not None and self.merge.zeroed else None,
         )
 
     @classmethod

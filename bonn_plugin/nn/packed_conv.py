@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bonn_plugin.functional import pack_signs, sign, unpack_signs
 from bonn_plugin.nn.geometry import ConvGeometry
 from bonn_plugin.nn.operations import Macs
-from bonn_plugin.nn.storage import Role, StoredTensor, register_replacement
+from bonn_plugin.nn.storage import Filters, Role, StoredTensor, register_replacement
 
 
 @torch.library.custom_op("bonn::binary_conv2d", mutates_args=())
@@ -57,15 +58,28 @@ def _(
 
 @register_replacement("packed_conv2d")
 class PackedConv2d(nn.Module):
-    """w̄ * conv(sign(x - t), sign(X)) + bias from one bit a weight.
+    """w̄ * conv(sign(x - t), sign(X)) + bias from one bit a weight, equal filters stored and computed once.
 
     Exact, and no faster than a full-precision convolution: the signs are unpacked at each call. It
     is there for evaluation and as the source of an export.
+
+    Buffers: ``weight_packed`` uint8 (unique, ceil(n / 8)), see ``pack_signs``; ``weight_scale`` w̄, a scalar.
+    Where filters were merged, ``weight_index`` (C_out,) is the row of ``weight_packed`` that each output
+    takes, in the smallest integer dtype that holds it; where some outputs take the opposite of a row,
+    ``weight_sign`` uint8 (ceil(C_out / 8),) has a bit 1 for +1 and 0 for -1; where outputs are zeroed,
+    ``weight_kept`` has in the same form a bit 0 for each of these. Filters of a grouped convolution are not
+    merged: each of its groups needs a number of filters of its own.
 
     Args:
         geometry: the convolution's shape.
         threshold: whether there is a threshold t per input channel.
         bias: whether there is a bias.
+        unique: filters that are stored, C_out if None.
+        sign: whether there are output signs.
+        kept: whether there are zeroed outputs.
+
+    Raises:
+        ValueError: ``unique`` does not fit the geometry.
     """
 
     binarizes_input = True
@@ -73,27 +87,78 @@ class PackedConv2d(nn.Module):
 
     weight_packed: Tensor
     weight_scale: Tensor
+    weight_index: Tensor | None
+    weight_sign: Tensor | None
+    weight_kept: Tensor | None
     threshold: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, geometry: ConvGeometry, *, threshold: bool = False, bias: bool = False) -> None:
+    def __init__(
+        self,
+        geometry: ConvGeometry,
+        *,
+        threshold: bool = False,
+        bias: bool = False,
+        unique: int | None = None,
+        sign: bool = False,
+        kept: bool = False,
+    ) -> None:
         super().__init__()
         self.geometry = geometry
         shape = geometry.weight_shape
+        unique = shape[0] if unique is None else unique
+        if not 1 <= unique <= shape[0] or (geometry.groups > 1 and unique < shape[0]):
+            raise ValueError(f"{unique} unique filters do not fit {shape[0]} outputs in {geometry.groups} groups")
+        self.unique_filters = unique
         n = shape[1] * shape[2] * shape[3]
-        self.register_buffer("weight_packed", torch.zeros(shape[0], -(-n // 8), dtype=torch.uint8))
+        outputs = -(-shape[0] // 8)
+        index = torch.zeros(shape[0], dtype=index_dtype(unique)) if unique < shape[0] else None
+        self.register_buffer("weight_packed", torch.zeros(unique, -(-n // 8), dtype=torch.uint8))
+        self.register_buffer("weight_index", index)
+        self.register_buffer("weight_sign", torch.zeros(outputs, dtype=torch.uint8) if sign else None)
+        self.register_buffer("weight_kept", torch.zeros(outputs, dtype=torch.uint8) if kept else None)
         self.register_buffer("weight_scale", torch.ones(()))
         self.register_buffer("threshold", torch.zeros(geometry.in_channels) if threshold else None)
         self.register_buffer("bias", torch.zeros(geometry.out_channels) if bias else None)
 
     @classmethod
     def from_dense(
-        cls, geometry: ConvGeometry, weight: Tensor, scale: Tensor, threshold: Tensor | None, bias: Tensor | None
+        cls,
+        geometry: ConvGeometry,
+        weight: Tensor,
+        scale: Tensor,
+        threshold: Tensor | None,
+        bias: Tensor | None,
+        kept: Tensor | None = None,
     ) -> PackedConv2d:
-        """Pack the signs of ``weight``, (C_out, C_in / groups, kh, kw); ``scale`` is w̄, a scalar."""
-        packed = cls(geometry, threshold=threshold is not None, bias=bias is not None)
-        packed.weight_packed = pack_signs(weight)
+        """Pack the signs of ``weight``; filters whose signs are all equal, or all opposite, are stored once.
+
+        Args:
+            geometry: the convolution's shape.
+            weight: (C_out, C_in / groups, kh, kw).
+            scale: w̄, a scalar.
+            threshold: (C_in,).
+            bias: (C_out,).
+            kept: bool (C_out,), the outputs that are not zeroed; None for all.
+        """
+        if kept is not None and bool(kept.all()):
+            kept = None
+        rows, index, signs = unique_filters(weight, kept)
+        if geometry.groups > 1:
+            rows, index, signs = torch.arange(len(weight)), None, None
+        packed = cls(
+            geometry,
+            threshold=threshold is not None,
+            bias=bias is not None,
+            unique=len(rows),
+            sign=signs is not None,
+            kept=kept is not None,
+        )
+        packed.weight_packed = pack_signs(weight[rows.to(weight.device)])
         packed.weight_scale = scale
+        packed.weight_index = None if index is None else index.to(weight.device, index_dtype(len(rows)))
+        packed.weight_sign = None if signs is None else pack_signs(signs.to(weight.device)[None])[0]
+        packed.weight_kept = None if kept is None else pack_signs(kept.to(weight)[None] - 0.5)[0]
         packed.threshold = threshold
         packed.bias = bias
         return packed
@@ -106,29 +171,74 @@ class PackedConv2d(nn.Module):
         y: Tensor = binary_conv2d(
             sign(x),
             self.weight_packed,
-            list(g.weight_shape),
+            [self.unique_filters, *g.weight_shape[1:]],
             list(g.stride),
             list(g.padding),
             list(g.dilation),
             g.groups,
         )
+        if self.weight_index is not None:
+            y = y.index_select(1, self.weight_index.long())
+        factor = self.output_sign()
+        if factor is not None:  # sums of ±1 are exact, and so is their opposite
+            y = y * factor.to(y.dtype)[:, None, None]
         y = (y.to(self.weight_scale.dtype) * self.weight_scale).to(y.dtype)
         if self.bias is not None:
             y = y + self.bias[:, None, None]
         return y
 
+    def output_sign(self) -> Tensor | None:
+        """Return what multiplies each output before scale and bias: float32 (C_out,), None where it is 1 throughout.
+
+        An entry is +1, -1 where the output takes the opposite of its stored filter, or 0 where it is zeroed.
+        """
+        shape = (1, self.geometry.out_channels)
+        factor = None if self.weight_sign is None else unpack_signs(self.weight_sign[None], shape)[0]
+        if self.weight_kept is not None:
+            kept = (unpack_signs(self.weight_kept[None], shape)[0] + 1) / 2
+            factor = kept if factor is None else factor * kept
+        return factor
+
     def dense_weight(self) -> Tensor:
-        """Return X̂ = w̄ sign(X), (C_out, C_in / groups, kh, kw), float32."""
-        return unpack_signs(self.weight_packed, self.geometry.weight_shape) * self.weight_scale
+        """Return X̂ = w̄ sign(X), (C_out, C_in / groups, kh, kw), float32; 0 where the output is zeroed."""
+        weight = unpack_signs(self.weight_packed, (self.unique_filters, *self.geometry.weight_shape[1:]))
+        if self.weight_index is not None:
+            weight = weight.index_select(0, self.weight_index.long())
+        factor = self.output_sign()
+        if factor is not None:
+            weight = weight * factor[:, None, None, None]
+        return weight * self.weight_scale
+
+    @property
+    def filters(self) -> Filters:
+        """Its outputs, the filters stored for them, and the outputs that are zeroed."""
+        outputs = self.geometry.out_channels
+        zeroed = 0
+        if self.weight_kept is not None:
+            zeroed = int((unpack_signs(self.weight_kept[None], (1, outputs)) < 0).sum())
+        return Filters(outputs, self.unique_filters, zeroed)
+
+    def without_merging(self) -> PackedConv2d:
+        """Return a layer of the same shape that stores each filter: to count what merging saves."""
+        return PackedConv2d(self.geometry, threshold=self.threshold is not None, bias=self.bias is not None)
 
     def stored_tensors(self) -> Mapping[str, StoredTensor]:
-        """Declare the packed signs, the scale, and threshold and bias where there are any."""
+        """Declare the packed signs, the scale, and index, signs, threshold and bias where there are any."""
         c_out, *rest = self.geometry.weight_shape
-        weights = c_out * rest[0] * rest[1] * rest[2]
+        n = rest[0] * rest[1] * rest[2]
         own = {
-            "weight_packed": StoredTensor(self.weight_packed, Role.BINARY_WEIGHT, weights, 1, weights),
+            "weight_packed": StoredTensor(
+                self.weight_packed, Role.BINARY_WEIGHT, self.unique_filters * n, 1, c_out * n
+            ),
             "weight_scale": StoredTensor.real(self.weight_scale, Role.SCALE, added=True),
         }
+        if self.weight_index is not None:
+            bits = (self.unique_filters - 1).bit_length()
+            own["weight_index"] = StoredTensor(self.weight_index, Role.INDEX, c_out, bits, 0)
+        if self.weight_sign is not None:
+            own["weight_sign"] = StoredTensor(self.weight_sign, Role.INDEX, c_out, 1, 0)
+        if self.weight_kept is not None:
+            own["weight_kept"] = StoredTensor(self.weight_kept, Role.INDEX, c_out, 1, 0)
         if self.threshold is not None:
             own["threshold"] = StoredTensor.real(self.threshold, Role.THRESHOLD, added=True)
         if self.bias is not None:
@@ -136,8 +246,9 @@ class PackedConv2d(nn.Module):
         return own
 
     def macs(self, output: Tensor) -> Macs:
-        """Count its multiply-accumulates for an ``output`` (B, C_out, H, W): all of them binary."""
-        return Macs(binary=output[0].numel() * math.prod(self.geometry.weight_shape[1:]))
+        """Count its multiply-accumulates for an ``output`` (B, C_out, H, W): binary, of the stored filters only."""
+        positions = output[0].numel() // self.geometry.out_channels
+        return Macs(binary=positions * self.unique_filters * math.prod(self.geometry.weight_shape[1:]))
 
     def spec(self) -> dict[str, Any]:
         """Return the JSON-ready arguments of ``from_spec``."""
@@ -145,17 +256,63 @@ class PackedConv2d(nn.Module):
             **self.geometry.to_dict(),
             "threshold": self.threshold is not None,
             "bias": self.bias is not None,
+            "unique": self.unique_filters,
+            "sign": self.weight_sign is not None,
+            "kept": self.weight_kept is not None,
         }
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> PackedConv2d:
         """Build the layer with empty tensors. Raises ValueError on a spec that makes no sense."""
-        return cls(ConvGeometry.from_dict(spec), threshold=bool(spec.get("threshold")), bias=bool(spec.get("bias")))
+        flags = {name: bool(spec.get(name)) for name in ("threshold", "bias", "sign", "kept")}
+        unique = spec.get("unique")
+        if unique is not None and type(unique) is not int:
+            raise ValueError(f"{unique!r} is not a number of filters")
+        return cls(ConvGeometry.from_dict(spec), unique=unique, **flags)
 
     def extra_repr(self) -> str:
         """Return the line that ``print(model)`` shows."""
         g = self.geometry
         return (
             f"{g.in_channels}, {g.out_channels}, kernel_size={g.kernel_size}, stride={g.stride}, "
-            f"padding={g.padding}, groups={g.groups}, threshold={self.threshold is not None}"
+            f"padding={g.padding}, groups={g.groups}, threshold={self.threshold is not None}, "
+            f"unique={self.unique_filters}"
         )
+
+
+def unique_filters(weight: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Find the filters whose signs are neither equal nor opposite to those of a filter before them.
+
+    Args:
+        weight: (C_out, ...), floating point.
+        kept: bool (C_out,); filters that are not kept count as none, and index 0. None keeps all.
+
+    Returns:
+        The places of the unique filters, int64 (unique,), rising, on the CPU; for each filter the row of its
+        unique one, int64 (C_out,), None if all are unique; and +1 or -1 by which that one's outputs are
+        multiplied, float32 (C_out,), None if all are +1.
+    """
+    positive = (weight.detach().flatten(1) >= 0).cpu().numpy()
+    # A filter and its opposite have one form in common: that whose first bit is set.
+    opposite = ~positive[:, 0]
+    canonical = np.packbits(positive ^ opposite[:, None], axis=1)
+    rows: dict[bytes, int] = {}
+    places: list[int] = []
+    index = torch.zeros(len(weight), dtype=torch.long)
+    signs = torch.ones(len(weight))
+    for i, form in enumerate(canonical):
+        if kept is not None and not kept[i]:
+            continue
+        row = rows.setdefault(form.tobytes(), len(places))
+        if row == len(places):
+            places.append(i)
+        index[i] = row
+        if opposite[i] != opposite[places[row]]:
+            signs[i] = -1
+    merged = len(places) < len(weight)
+    return torch.tensor(places), index if merged else None, signs if bool((signs < 0).any()) else None
+
+
+def index_dtype(rows: int) -> torch.dtype:
+    """Return the smallest integer dtype that counts to ``rows - 1``."""
+    return torch.uint8 if rows <= 256 else torch.int16 if rows <= 2**15 else torch.int32

@@ -23,6 +23,7 @@ class Role(StrEnum):
     REAL_WEIGHT = "real weight"
     NORM = "norm"
     SCALE = "scale"
+    INDEX = "filter index"
     THRESHOLD = "threshold"
     NORM_STATISTICS = "norm statistics"
 
@@ -69,6 +70,29 @@ class Storing(Protocol):
 
     def stored_tensors(self) -> Mapping[str, StoredTensor]:
         """Return its own tensors (not those of submodules) by local name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Filters of a layer: its outputs, the filters that are stored for them, and outputs that are zeroed."""
+
+    outputs: int
+    stored: int
+    zeroed: int = 0
+
+
+@runtime_checkable
+class Merging(Protocol):
+    """A module that may store fewer filters than it has outputs."""
+
+    @property
+    def filters(self) -> Filters:
+        """Return how many filters it has and stores."""
+        ...
+
+    def without_merging(self) -> nn.Module:
+        """Return a module of the same shape that stores each filter; its tensors' values have no meaning."""
         ...
 
 
@@ -151,6 +175,8 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 
 __all__ = [
+    "Filters",
+    "Merging",
     "Replacement",
     "Role",
     "StoredTensor",

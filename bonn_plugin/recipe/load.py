@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
@@ -13,8 +15,17 @@ from pydantic import BaseModel, ValidationError
 
 from bonn_plugin.modifiers import near_names, registered_modifiers
 from bonn_plugin.modifiers.base import ModifierConfig
-from bonn_plugin.recipe.positions import Path, Problem, RecipeError, SourceMap, parse_scalar, parse_yaml, plain_scalar
-from bonn_plugin.recipe.schema import DATA_CONFIGS, DataConfig, ModelConfig, Recipe, TrainingConfig
+from bonn_plugin.recipe.positions import (
+    LONGEST_RECIPE,
+    Path,
+    Problem,
+    RecipeError,
+    SourceMap,
+    parse_scalar,
+    parse_yaml,
+    plain_scalar,
+)
+from bonn_plugin.recipe.schema import DATA_CONFIGS, DataConfig, ModelConfig, Recipe, RecipeName, TrainingConfig
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -32,7 +43,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     source = os.fspath(path)
     try:
-        text = FilePath(path).read_text(encoding="utf-8")
+        with FilePath(path).open(encoding="utf-8") as file:
+            text = file.read(LONGEST_RECIPE + 1)
     except UnicodeDecodeError:
         raise RecipeError([Problem(source, 0, 0, "not a text file in UTF-8")]) from None
     except OSError as error:
@@ -50,7 +62,11 @@ def parse_recipe(text: str, source: str = "recipe", overrides: Sequence[str] = (
 def dump_recipe(recipe: Recipe) -> str:
     """Return YAML that ``parse_recipe`` reads back to an equal recipe."""
     plain = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    plain = {"version": recipe.version, **plain}
+    # what tells the kinds apart is a default in each of them
+    plain = {"version": recipe.version, **plain, "data": {"name": recipe.data.name, **plain["data"]}}
+    if recipe.modifiers:
+        entries = zip(recipe.modifiers, plain["modifiers"], strict=True)
+        plain["modifiers"] = [{"type": config.type, **entry} for config, entry in entries]
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -59,11 +75,13 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+    text = repr(value)
+    text = text if "." in text else text.replace("e", ".0e")  # PyYAML tags 1e-05, which YAML 1.1 takes for a word
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    style = None if isinstance(plain_scalar(value), str) else "'"
+    style = None if isinstance(plain_scalar(value), str) and value.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
@@ -77,19 +95,20 @@ class _Validator:
     def __init__(self, places: SourceMap) -> None:
         self.places = places
         self.problems: list[Problem] = []
+        self.meant: tuple[ModifierConfig, ...] = ()
 
     def recipe(self, raw: Any) -> Recipe:
         if not isinstance(raw, dict):
             self.add((), "a recipe is a mapping of version, name, model, data, training and modifiers")
             raise RecipeError(self.problems)
         known = list(Recipe.model_fields)
-        for key in raw:
-            if key not in known:
-                self.add((key,), f"unknown key {key!r} in the recipe.{near_names(key, known)}", at_key=True)
+        unknown = [key for key in raw if key not in known]
+        for key in unknown:
+            self.add((key,), f"unknown key {key!r} in the recipe.{near_names(key, known)}", at_key=True)
         for key in ("version", "name", "model", "data", "training"):
-            if key not in raw:
+            if key not in raw and not _meant(key, unknown, known):
                 self.add((), f"missing key {key!r} in the recipe")
-        if "version" in raw and (raw["version"] != 1 or isinstance(raw["version"], bool)):
+        if "version" in raw and (type(raw["version"]) is not int or raw["version"] != 1):
             self.add(("version",), f"recipe version {raw['version']!r} is not known: this is version 1")
         model = self.section(ModelConfig, raw, "model")
         training = self.section(TrainingConfig, raw, "training")
@@ -97,22 +116,22 @@ class _Validator:
         modifiers = self.modifiers(raw)
         if training:
             self.collect(("training", "schedule"), training.schedule.problems(training.epochs))
-            for i, config in modifiers:
-                before = tuple(c for j, c in modifiers if j < i)
-                self.collect(("modifiers", i), config.problems(training.epochs, before))
+            for i, config in modifiers.items():
+                self.collect(("modifiers", i), config.problems(training.epochs, self.meant[:i]))
         if model and data and data.classes is not None and data.classes != model.num_classes:
             self.add(
                 ("model", "num_classes"),
                 f"num_classes is {model.num_classes}, the data set {data.name!r} has {data.classes} classes",
             )
+        name = self.validate(RecipeName, {"name": raw["name"]}, ()) if "name" in raw else None
         recipe = None
-        if model and data and training and "name" in raw:
+        if model and data and training and name:
             values = {
-                "name": raw["name"],
+                "name": name.name,
                 "model": model,
                 "data": data,
                 "training": training,
-                "modifiers": tuple(config for _, config in modifiers),
+                "modifiers": tuple(modifiers.values()),
             }
             recipe = self.validate(Recipe, values, ())
         if self.problems or recipe is None:
@@ -127,18 +146,24 @@ class _Validator:
         cls = self.chosen(raw.get("data"), ("data",), "name", DATA_CONFIGS, "data set") if "data" in raw else None
         return self.validate(cls, raw["data"], ("data",)) if cls else None
 
-    def modifiers(self, raw: dict[str, Any]) -> list[tuple[int, ModifierConfig]]:
+    def modifiers(self, raw: dict[str, Any]) -> dict[int, ModifierConfig]:
+        """Return the valid entries; in ``meant`` are all, so that a broken one is not told again by the next."""
         entries = raw.get("modifiers", [])
         if not isinstance(entries, list):
             self.add(("modifiers",), "modifiers is a list of mappings, each with a type")
-            return []
+            return {}
         classes = {name: registration.config for name, registration in registered_modifiers().items()}
-        configs = []
+        configs = {}
         for i, entry in enumerate(entries):
             cls = self.chosen(entry, ("modifiers", i), "type", classes, "modifier")
             config = self.validate(cls, entry, ("modifiers", i), entry["type"]) if cls else None
             if config is not None:
-                configs.append((i, config))
+                configs[i] = config
+            else:
+                said = str(entry.get("type")) if isinstance(entry, dict) else str(entry)
+                near = difflib.get_close_matches(said, classes, n=1)
+                config = ModifierConfig(type=near[0] if near else said)
+            self.meant = (*self.meant, config)
         return configs
 
     def chosen(self, raw: Any, path: Path, key: str, classes: Mapping[str, type[M]], what: str) -> type[M] | None:
@@ -162,9 +187,18 @@ class _Validator:
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            for detail in error.errors(include_url=False, include_context=True):
-                # pydantic names the branch of a union in the path: the recipe has no such level
-                inner = _existing(raw, detail["loc"])
+            # pydantic names the branch of a union in the path: the recipe has no such level
+            found = [
+                (_existing(raw, detail["loc"]), detail)
+                for detail in error.errors(include_url=False, include_context=True)
+            ]
+            for inner, detail in found:
+                if detail["type"] == "too_short" and any(i[:-1] == inner for i, _ in found):
+                    continue  # a list looks empty whose entries are wrong
+                if detail["type"] == "missing":
+                    unknown = [str(i[-1]) for i, d in found if d["type"] == "extra_forbidden" and i[:-1] == inner[:-1]]
+                    if _meant(str(inner[-1]), unknown, _keys(cls, inner[:-1])):
+                        continue
                 self.detail(cls, path, inner, detail, called)
             return None
 
@@ -180,14 +214,14 @@ class _Validator:
             self.add(full[:-1], f"missing key {str(inner[-1])!r} in {where}")
         else:
             message = detail["msg"].replace("Value error, ", "has a wrong entry: ")
-            message = message.replace("Input should ", "must ")
+            message = re.sub(r"^\w+ should ", "must ", message)
             near = ""
             if detail["type"] == "literal_error" and isinstance(detail["input"], str):
                 options = [o.strip("' ") for o in str(detail["ctx"]["expected"]).replace(" or ", ", ").split(",")]
                 near = "." + near_names(detail["input"], options) if near_names(detail["input"], options) else ""
             at_key = bool(inner) and inner[-1] == "[key]"
             what = ".".join(str(p) for p in inner if p != "[key]") or str(path[-1])
-            got = "" if detail["type"] == "value_error" else f", not {_short(detail['input'])}"
+            got = "" if detail["type"] == "value_error" or ", not " in message else f", not {_short(detail['input'])}"
             self.add(full[:-1] if at_key else full, f"{what} {message}{got}{near}", at_key=at_key)
 
     def collect(self, path: Path, found: Iterator[tuple[Path, str]]) -> None:
@@ -204,7 +238,9 @@ def _existing(raw: Any, loc: tuple[str | int, ...]) -> Path:
     here = raw
     for i, part in enumerate(loc):
         last = i == len(loc) - 1
-        if isinstance(here, dict) and (part in here or (last and not path) or part == "[key]"):
+        if part == "[key]":
+            pass
+        elif isinstance(here, dict) and (part in here or (last and not path)):
             here = here.get(part)
         elif isinstance(here, dict) and last:
             here = None
@@ -227,12 +263,19 @@ def _keys(cls: type[BaseModel], path: Path) -> list[str]:
     return [field.alias or name for name, field in cls.model_fields.items()]
 
 
+def _meant(missing: str, unknown: Sequence[str], known: Sequence[str]) -> bool:
+    """Return whether one of the ``unknown`` keys is ``missing`` misspelt: that is one mistake, not two."""
+    return any(repr(missing) in near_names(key, known) for key in unknown)
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _override(raw: Any, places: SourceMap, overrides: Sequence[str]) -> tuple[Any, SourceMap]:
+    if not isinstance(raw, dict):  # the validator says so
+        return raw, places
     raw = copy.deepcopy(raw)
     overridden: dict[Path, str] = {}
     problems: list[Problem] = []
@@ -273,7 +316,7 @@ def _set(raw: Any, parts: list[str], value: Any, source: str) -> Path:
 
 
 def _list_index(entries: list[Any], part: str, source: str) -> int:
-    if part.isdigit():
+    if part.isdecimal():
         if int(part) >= len(entries):
             raise RecipeError([Problem(source, 0, 0, f"there is no entry {part}: the list has {len(entries)}")])
         return int(part)

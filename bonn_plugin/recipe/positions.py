@@ -16,11 +16,12 @@ import yaml
 from bonn_plugin.errors import BonnError
 
 Path = tuple[str | int, ...]
-LONGEST_RECIPE = 1_000_000
+LONGEST_RECIPE = 100_000
 DEEPEST_RECIPE = 16
 
 _INT = re.compile(r"[-+]?[0-9]{1,18}|0x[0-9a-fA-F]{1,15}|0o[0-7]{1,20}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _SPECIAL = {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
 
 
@@ -64,6 +65,9 @@ class SourceMap:
             places = self.keys if at_key and length == len(path) else self.values
             if head in places:
                 return Problem(self.source, *places[head], message)
+            made = next((by for at, by in self.overridden.items() if head and at[:length] == head), None)
+            if made is not None:  # an override of something deeper made it
+                return Problem(made, 0, 0, message)
         return Problem(self.source, 0, 0, message)
 
 
@@ -84,6 +88,8 @@ class _Places:
                 key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
                 if key is None:
                     self._report(key_node, "a key must be a word")
+                elif _CONTROL.search(key):
+                    self._report(key_node, f"{key!r} holds a control character")
                 elif key in result:
                     self._report(key_node, f"duplicate key {key!r}")
                 else:
@@ -93,8 +99,8 @@ class _Places:
         if isinstance(node, yaml.SequenceNode):
             return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
-        if node.tag not in ("tag:yaml.org,2002:str", "!"):
-            self._report(node, f"tag {node.tag!r} is not supported")
+        if _CONTROL.search(node.value):  # no file, network or setting is named so, and no terminal should print it
+            self._report(node, f"{node.value!r} holds a control character")
         return node.value if node.style else plain_scalar(node.value)
 
     def _report(self, node: yaml.Node, message: str) -> None:
@@ -116,19 +122,18 @@ def parse_yaml(text: str, source: str) -> tuple[Any, SourceMap]:
     """
     if len(text) > LONGEST_RECIPE:
         raise RecipeError([Problem(source, 0, 0, f"longer than {LONGEST_RECIPE:,} characters: not a recipe")])
-    loader = _Loader(text)
     try:
-        _check_events(text, source)
-        node = loader.get_single_node()
+        _check_events(_Loader(text), source)
+        node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
         message = " ".join(str(error.problem or error.context or "not YAML").split())
         raise RecipeError([Problem(source, line, column, f"not YAML: {message}")]) from None
-    except yaml.YAMLError as error:
-        raise RecipeError([Problem(source, 0, 0, f"not YAML: {' '.join(str(error).split())}")]) from None
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
+        message = f"not YAML: {chr(error.character)!r} is not a character of a text"
+        raise RecipeError([Problem(source, line, column, message)]) from None
     if node is None:
         raise RecipeError([Problem(source, 0, 0, "the file is empty")])
     places = _Places(source)
@@ -149,13 +154,23 @@ def parse_scalar(text: str) -> Any:
     return parse_yaml(text, "value")[0]
 
 
-def _check_events(text: str, source: str) -> None:
+def _check_events(loader: _Loader, source: str) -> None:
     depth = documents = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    while True:
+        try:
+            if not loader.check_event():
+                return
+            event: yaml.Event = loader.get_event()  # type: ignore[no-untyped-call]
+        except (ValueError, OverflowError):  # "\UFFFFFFFF" is no character: PyYAML lets chr() say so
+            here = loader.get_mark()
+            message = "not YAML: an escape that is no character of Unicode"
+            raise RecipeError([Problem(source, here.line + 1, here.column + 1, message)]) from None
         mark = event.start_mark
-        place = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+        place: tuple[int, int] = (mark.line + 1, mark.column + 1) if mark else (0, 0)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise RecipeError([Problem(source, *place, "anchors and aliases are not supported: write it out")])
+        if getattr(event, "tag", None):
+            raise RecipeError([Problem(source, *place, "tags are not supported: write the plain value")])
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:

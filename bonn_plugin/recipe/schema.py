@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
+from timm.optim import list_optimizers
 
-from bonn_plugin.modifiers.base import FrozenModel, ModifierConfig
+from bonn_plugin.modifiers import near_names
+from bonn_plugin.modifiers.base import FrozenModel, ModifierConfig, Real
 from bonn_plugin.recipe.positions import Path, SourceMap
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
-PARAMETER_ROLES = ("weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "rest")
-"""Roles of parameters: latent 1-bit kernels, w, mu, sigma, activation thresholds, sigma_m, and all others."""
+PARAMETER_ROLES = ("weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "group_sigma", "rest")
+"""Roles of parameters: latent 1-bit kernels, w, mu, sigma, activation thresholds, sigma_m, the spread of merged
+filters, and all others."""
 
-ParameterRole = Literal["weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "rest"]
+ParameterRole = Literal["weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "group_sigma", "rest"]
 
 
 class ModelConfig(FrozenModel):
@@ -34,7 +38,7 @@ class ModelConfig(FrozenModel):
 
     task: Literal["classification"] = "classification"
     name: Annotated[str, Field(min_length=1)]
-    num_classes: Count
+    num_classes: Annotated[int, Field(ge=2, le=1_000_000)]
     args: dict[str, Any] = Field(default_factory=dict)
     init_from: str | None = None
 
@@ -45,8 +49,9 @@ class ModelConfig(FrozenModel):
             if key in args:
                 raise ValueError(f"{key!r} is no network argument of a recipe")
         for key, value in args.items():
-            if not all(isinstance(v, (bool, int, float, str)) for v in (value if isinstance(value, list) else [value])):
-                raise ValueError(f"{key!r} must be a number, a string, true, false, or a list of these")
+            for v in value if isinstance(value, list) else [value]:
+                if not isinstance(v, (bool, int, float, str)) or (isinstance(v, float) and not math.isfinite(v)):
+                    raise ValueError(f"{key!r} must be a number, a string, true, false, or a list of these")
         return args
 
 
@@ -67,6 +72,14 @@ class OptimizerConfig(FrozenModel):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegative = 0.0
     lr_by_role: dict[ParameterRole, Positive] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        names = [str(known) for known in list_optimizers()]
+        if name not in names:
+            raise ValueError(f"timm has no optimizer named {name!r}.{near_names(name, names)}")
+        return name
 
 
 class ScheduleConfig(FrozenModel):
@@ -231,14 +244,19 @@ DATA_CONFIGS: dict[str, type[DataConfig]] = {
 }
 
 
-class Recipe(FrozenModel):
+class RecipeName(FrozenModel):
+    """The name of a run, which is also that of its folder."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Recipe(RecipeName):
     """One run: a network, its data, its training, and the modifiers in order.
 
     ``load_recipe`` makes one from a file and knows the place of each mistake; it is what to use.
     """
 
     version: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")]
     model: ModelConfig
     data: SerializeAsAny[DataConfig]
     training: TrainingConfig
@@ -255,3 +273,11 @@ class Recipe(FrozenModel):
     def fingerprint(self) -> str:
         """SHA-256 of all settings, defaults included: equal for recipes that mean the same run."""
         return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        """Recipes are equal that mean the same run, wherever they were written."""
+        return self.fingerprint == other.fingerprint if isinstance(other, Recipe) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Agree with equality."""
+        return hash(self.fingerprint)

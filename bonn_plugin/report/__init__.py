@@ -1,7 +1,9 @@
 """Reports: the ledger of stored bits, and its tables."""
 
 from bonn_plugin.report.ledger import Entry, Ledger, Rule, float32_file_bytes, ledger
+from bonn_plugin.report.merging import Unmerged, unmerged
 from bonn_plugin.report.model import Accuracy, Report, make_report
+from bonn_plugin.report.plots import write_plots
 from bonn_plugin.report.render import to_markdown, to_terminal
 
 __all__ = [
@@ -10,9 +12,12 @@ __all__ = [
     "Ledger",
     "Report",
     "Rule",
+    "Unmerged",
     "float32_file_bytes",
     "ledger",
     "make_report",
     "to_markdown",
     "to_terminal",
+    "unmerged",
+    "write_plots",
 ]

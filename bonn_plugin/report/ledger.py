@@ -21,11 +21,12 @@ class Rule(StrEnum):
 
 
 RULES: dict[Rule, frozenset[Role]] = {
-    Rule.PARAMETERS: frozenset({Role.BINARY_WEIGHT, Role.REAL_WEIGHT, Role.NORM}),
-    Rule.WITH_SCALES: frozenset({Role.BINARY_WEIGHT, Role.REAL_WEIGHT, Role.NORM, Role.SCALE, Role.THRESHOLD}),
+    Rule.PARAMETERS: frozenset({Role.BINARY_WEIGHT, Role.INDEX, Role.REAL_WEIGHT, Role.NORM}),
+    Rule.WITH_SCALES: frozenset(Role) - {Role.NORM_STATISTICS},
     Rule.WITH_STATISTICS: frozenset(Role),
 }
-"""Which roles each rule counts: the parameters of the original network; what binarisation added besides; and
+"""Which roles each rule counts: the parameters of the original network, the index by which outputs share a
+filter with the filters that it stands for; what binarisation added besides; and
 running means and variances besides."""
 
 

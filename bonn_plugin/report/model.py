@@ -11,11 +11,17 @@ from torch import Tensor, nn
 
 from bonn_plugin.nn import Role
 from bonn_plugin.nn.operations import Macs, count_macs
-from bonn_plugin.report.ledger import RULES, Entry, Rule, float32_file_bytes, ledger
+from bonn_plugin.report.ledger import RULES, Entry, Ledger, Rule, float32_file_bytes, ledger
+from bonn_plugin.report.merging import Unmerged, unmerged
 
 SPEED_NOTE = (
     "In torch a packed convolution unpacks its signs at each call: it is exact, and no faster than a "
     "full-precision one. It serves evaluation and export."
+)
+
+ZEROED_NOTE = (
+    "The outputs of all filters of a group but the first are zeroed, as in the paper: this is not exact; the "
+    "accuracy is what fine-tuning made of it."
 )
 
 
@@ -87,6 +93,23 @@ class Operations(_Part):
     original: int
 
 
+class MergedLayerRow(_Part):
+    """The filters of one layer: outputs before merging, filters stored after it, outputs that are zeroed."""
+
+    name: str
+    filters: int
+    stored: int
+    zeroed: int
+
+
+class Merging(_Part):
+    """What merging filters saves: filters by layer, rates and operations as they would be without it."""
+
+    layers: tuple[MergedLayerRow, ...]
+    rates: tuple[RateRow, ...]
+    ops: float
+
+
 class Accuracy(_Part):
     """Top-1 (and top-5) in percent, as trained and reloaded from the files."""
 
@@ -114,6 +137,7 @@ class Report(_Part):
     layers: tuple[LayerRow, ...]
     tensors: tuple[TensorRow, ...]
     notes: tuple[str, ...]
+    merging: Merging | None = None
 
 
 def make_report(
@@ -140,6 +164,7 @@ def make_report(
     """
     book = ledger(packed)
     macs = count_macs(packed, example)
+    without = unmerged(packed, example)
     whole = sum(macs.values(), Macs())
     before = sum(count_macs(original, example).values(), Macs())
     float32 = float32_file_bytes(original)
@@ -153,16 +178,7 @@ def make_report(
         parameters=sum(p.numel() for p in original.parameters()),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        rates=tuple(
-            RateRow(
-                rule=rule,
-                counts=tuple(role for role in Role if role in RULES[rule]),
-                original_bits=sum(e.original_bits for e in book.select(RULES[rule])),
-                needed_bits=sum(e.needed_bits for e in book.select(RULES[rule])),
-                rate=book.rate(rule),
-            )
-            for rule in Rule
-        ),
+        rates=_rates(book),
         files=FileSizes(weights=weights_bytes, folder=folder_bytes, float32=float32, rate=float32 / weights_bytes),
         operations=Operations(
             input_shape=tuple(example.shape[1:]),
@@ -208,5 +224,30 @@ def make_report(
             )
             for e in book.entries
         ),
-        notes=(SPEED_NOTE,),
+        notes=(SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,),
+        merging=_merging(without) if without else None,
+    )
+
+
+def _rates(book: Ledger) -> tuple[RateRow, ...]:
+    return tuple(
+        RateRow(
+            rule=rule,
+            counts=tuple(role for role in Role if role in RULES[rule]),
+            original_bits=sum(e.original_bits for e in book.select(RULES[rule])),
+            needed_bits=sum(e.needed_bits for e in book.select(RULES[rule])),
+            rate=book.rate(rule),
+        )
+        for rule in Rule
+    )
+
+
+def _merging(without: Unmerged) -> Merging:
+    return Merging(
+        layers=tuple(
+            MergedLayerRow(name=name, filters=f.outputs, stored=f.stored, zeroed=f.zeroed)
+            for name, f in without.filters.items()
+        ),
+        rates=_rates(without.book),
+        ops=without.macs.ops,
     )

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bonn_plugin.report.model import Report
+from bonn_plugin.report.model import Merging, Report
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def to_terminal(report: Report, *, details: bool = True) -> RenderableType:
     """Return the report for ``rich.console.Console.print``; without ``details`` no per-layer table."""
     parts: list[RenderableType] = [Text(line) for line in _summary(report)]
     for table in _tables(report):
-        if not details and table.title == "Layers":
+        if not details and table.title in ("Layers", "Filters"):
             continue
         drawn = RichTable(title=table.title, title_justify="left")
         for head in table.head:
@@ -100,6 +100,8 @@ def _tables(report: Report) -> list[Table]:
             ),
         )
     )
+    if report.merging:
+        tables += _merging_tables(report, report.merging)
     total = sum(row.needed_bits for row in report.roles)
     tables.append(
         Table(
@@ -146,6 +148,31 @@ def _tables(report: Report) -> list[Table]:
         )
     )
     return tables
+
+
+def _merging_tables(report: Report, merging: Merging) -> list[Table]:
+    before, after = sum(r.filters for r in merging.layers), sum(r.stored for r in merging.layers)
+    compared = Table(
+        "With and without merging filters",
+        ("<", "without", "with"),
+        (
+            ("filters", f"{before:,}", f"{after:,}"),
+            *(
+                (f"rate by {now.rule}", f"{then.rate:.2f}", f"{now.rate:.2f}")
+                for then, now in zip(merging.rates, report.rates, strict=True)
+            ),
+            ("OPs = BOPs/64 + FLOPs", f"{merging.ops:.3e}", f"{report.operations.ops:.3e}"),
+        ),
+    )
+    layers = Table(
+        "Filters",
+        ("<layer", "before", "after", "kept, %", "outputs zeroed"),
+        tuple(
+            (r.name, str(r.filters), str(r.stored), f"{100 * r.stored / r.filters:.1f}", str(r.zeroed))
+            for r in merging.layers
+        ),
+    )
+    return [compared, layers]
 
 
 def _bits(bits: int) -> str:

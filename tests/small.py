@@ -1,0 +1,105 @@
+"""The smallest run that still has every part: what the tests of mistakes and faults have in common."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from bonn_plugin.cli import main
+
+RECIPE = r"""version: 1
+name: small
+model: {name: bonn_wrn22_16, num_classes: 10, args: {widths: [8, 8, 8], depth: 10}}
+data: {name: digits, size: 8}
+training:
+  epochs: 1
+  batch_size: 256
+  optimizer: {name: adam, lr: 1e-3}
+  schedule: {name: constant}
+modifiers:
+  - {type: binarize, targets: ['re:layer[1-3]\.\d\.conv[12]'], expect: 6}
+  - {type: kernel_loss, lambda: 1e-3, nu: 1e-2}
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines on stderr."""
+        return self.err.splitlines()
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> int:
+    """Run the command in this process and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["bonn", *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+class Command:
+    """The command, run in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch = monkeypatch
+        self.capsys = capsys
+
+    def __call__(self, *args: str | Path) -> Result:
+        self.capsys.readouterr()
+        status = run_here(self.monkeypatch, *args)
+        captured = self.capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit status, negative for a signal, and what it wrote to stderr."""
+
+    status: int
+    err: str
+
+
+def run_child(target: Callable[..., None], *args: object, cwd: Path) -> Ended:
+    """Call ``target``, which may kill itself, in a process of its own with one thread.
+
+    The processes are forked from one server that has imported everything and computed nothing.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bonn_plugin.train", "bonn_plugin.cli", "sklearn.datasets", "pytest"])
+    errors = cwd / "stderr"
+    process = context.Process(target=_child, args=(target, args, cwd, errors))
+    process.start()
+    process.join(120)
+    status = process.exitcode
+    process.kill()
+    process.join()
+    assert status is not None, "the process did not end"
+    return Ended(status, errors.read_text())
+
+
+def _child(target: Callable[..., None], args: tuple[object, ...], cwd: Path, errors: Path) -> None:
+    os.chdir(cwd)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    torch.set_num_threads(1)
+    target(*args)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below ``folder`` by its path."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
