@@ -26,7 +26,7 @@ def to_terminal(bench: Bench) -> RenderableType:
         for row in table.rows:
             drawn.add_row(*row)
         parts.append(drawn)
-    return Group(*parts, *map(Text, bench.notes))
+    return Group(*parts, *map(Text, [*bench.notes, *summary(bench)]))
 
 
 def to_markdown(bench: Bench) -> str:
@@ -36,7 +36,23 @@ def to_markdown(bench: Bench) -> str:
         head = [h.removeprefix("<") for h in table.head]
         rule = ["---" if h.startswith("<") else "--:" for h in table.head]
         lines += [f"## {table.title}", "", *(_line(cells) for cells in (head, rule, *map(list, table.rows))), ""]
-    return "\n".join([*lines, *(f"{note}\n" for note in bench.notes)])
+    return "\n".join([*lines, *(f"{note}\n" for note in [*bench.notes, *summary(bench)])])
+
+
+def summary(bench: Bench) -> list[str]:
+    """Return a line for each number of threads: how many times faster the 1-bit export is than each rival."""
+    lines = []
+    for threads in sorted({s.threads for s in bench.speeds}):
+        own = bench.speed(BITS, threads)
+        if own is None:
+            continue
+        rivals = [s for s in bench.speeds if s.threads == threads and s.engine != BITS]
+        times = ", ".join(f"{s.latency_ms / own.latency_ms:.1f} times {s.engine}" for s in rivals)
+        lines.append(
+            f"{bench.network} with {threads} thread{'s' if threads > 1 else ''}, batch 1, on {bench.cpu}: "
+            f"{own.latency_ms:.3f} ms an image in 1 bit, the speed of {times}"
+        )
+    return lines
 
 
 def write_bench(folder: Path, bench: Bench) -> list[str]:
@@ -149,4 +165,4 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-__all__ = ["draw_chart", "tables", "to_markdown", "to_terminal", "write_bench"]
+__all__ = ["draw_chart", "summary", "tables", "to_markdown", "to_terminal", "write_bench"]

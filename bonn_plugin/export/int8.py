@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterable
@@ -37,7 +39,8 @@ def quantize(graph: Any, samples: Iterable[Tensor], shape: tuple[int, int, int, 
         repeats = -(-shape[0] // len(images))
         parts = torch.split(images.repeat(repeats, 1, 1, 1), shape[0])
         batches += [part.numpy() for part in parts if len(part) == shape[0]]
-    with warnings.catch_warnings():
+    # its progress bars go to standard output
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         return nncf.quantize(graph, nncf.Dataset(batches), subset_size=len(batches))
 
