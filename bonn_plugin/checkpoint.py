@@ -173,6 +173,12 @@ def model_config_of(path: str | os.PathLike[str]) -> ModelConfig:
     return ModelConfig.model_validate(_read_config(Path(path))["model"])
 
 
+def input_shape_of(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that a checkpoint folder was trained for."""
+    channels, height, width = _read_config(Path(path))["probe"]["shape"][1:]
+    return int(channels), int(height), int(width)
+
+
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return weights to start from, by name.
 

@@ -33,6 +33,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.epochs=2. May be repeated."),
 ]
+SelfTestSamples = Annotated[int, typer.Option("--samples", min=1, help="Test images to compare an export on.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -132,21 +133,104 @@ def evaluate(
     folder: Folder,
     overrides: Overrides = None,
     device: Device = "auto",
+    engine: Annotated[str, typer.Option(help="torch, or openvino for the folder's export.")] = "torch",
 ) -> None:
     """Measure the accuracy of a packed checkpoint on the test set of its recipe."""
-    from bonn_plugin.train import choose_device
+    from bonn_plugin.train import choose_device, evaluate_export
     from bonn_plugin.train import evaluate as run
 
-    top1, top5, samples = run(folder, _carried(folder, overrides), choose_device(device))
-    console.print(f"{folder}: top-1 {top1:.2f} %, top-5 {top5:.2f} % on {samples:,} test samples", markup=False)
+    recipe = _carried(folder, overrides)
+    if engine == "torch":
+        top1, top5, samples = run(folder, recipe, choose_device(device))
+    elif engine == "openvino":
+        top1, top5, samples = evaluate_export(folder, recipe)
+    else:
+        raise BonnError(f"unknown engine {engine!r}: torch or openvino")
+    by = "" if engine == "torch" else f" by {engine}"
+    console.print(f"{folder}{by}: top-1 {top1:.2f} %, top-5 {top5:.2f} % on {samples:,} test samples", markup=False)
 
 
 @app.command()
-def verify(folder: Folder) -> None:
-    """Check a checkpoint's checksums, rebuild the model and compare its logits with those at saving."""
-    from bonn_plugin.checkpoint import verify_packed
+def verify(folder: Folder, samples: SelfTestSamples = 64) -> None:
+    """Check a checkpoint's checksums and logits, and those of its export if it has one."""
+    from bonn_plugin.checkpoint import load_packed, verify_packed
+    from bonn_plugin.export.openvino import has_export, read_info, verify_export
 
     console.print(_verified(folder, verify_packed(folder)), markup=False)
+    if has_export(folder):
+        from bonn_plugin.export.samples import samples_for
+
+        shape = read_info(folder).input_shape
+        images = samples_for(folder, shape[1:], samples)
+        found = verify_export(load_packed(folder), folder, images, images.source)
+        console.print(f"verified {folder}/openvino: checksums right, {found}", markup=False)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    to: Annotated[str, typer.Option(help="The engine: openvino.")] = "openvino",
+    batch: Annotated[int, typer.Option(min=1, help="Images a call; the graph is made for this number.")] = 1,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size; default the recipe's.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store real weights as float16.")] = False,
+    samples: SelfTestSamples = 64,
+) -> None:
+    """Write a checkpoint for an engine that computes with bits, and prove that it computes the same."""
+    from bonn_plugin.checkpoint import input_shape_of, load_packed
+    from bonn_plugin.export.openvino import BIN, export_openvino
+    from bonn_plugin.export.samples import samples_for
+
+    if to != "openvino":
+        raise BonnError(f"unknown engine {to!r}: openvino")
+    channels, height, width = input_shape_of(folder)
+    if size is not None:
+        height, width = _size(size)
+    images = samples_for(folder, (channels, height, width), samples)
+    shape = (batch, channels, height, width)
+    info = export_openvino(load_packed(folder), folder, shape, images, source=images.source, half=half)
+    by_bits = sum(path == "bits" for path in info.binary_layers.values())
+    written = (folder / "openvino" / BIN).stat().st_size
+    console.print(
+        f"{folder}/openvino: input {' x '.join(map(str, shape))}, {by_bits} of {len(info.binary_layers)} binary "
+        f"convolutions computed with bits, model.bin {written:,} bytes",
+        markup=False,
+    )
+    for name, path in info.binary_layers.items():
+        if path != "bits":
+            console.print(f"{name}: the engine has no binary convolution of this shape: {path}", markup=False)
+    console.print(f"self-test: {info.self_test}", markup=False)
+
+
+@app.command()
+def bench(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="Where to write bench.json, .md and .png; default DIR.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images a call for the throughput.")] = 8,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size; default the recipe's.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Measuring time of each engine and setting.")] = 2.0,
+    torch_compile: Annotated[bool, typer.Option(help="Measure torch.compile too; it compiles for minutes.")] = True,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too, in a process for each engine.")] = True,
+) -> None:
+    """Measure speed, file sizes and memory of a checkpoint against the same network in full precision and int8."""
+    from bonn_plugin.checkpoint import input_shape_of
+    from bonn_plugin.export.bench import run_bench
+    from bonn_plugin.export.bench_report import to_terminal, write_bench
+
+    channels, height, width = input_shape_of(folder)
+    if size is not None:
+        height, width = _size(size)
+    found = run_bench(
+        folder,
+        (channels, height, width),
+        batch=batch,
+        seconds=seconds,
+        torch_compile=torch_compile,
+        memory=memory,
+        tell=lambda text: console.print(text, markup=False),
+    )
+    console.print(to_terminal(found))
+    for line in write_bench(out or folder, found):
+        console.print(line, markup=False)
 
 
 @app.command()
@@ -233,6 +317,13 @@ def _carried(folder: Path, overrides: list[str] | None) -> Recipe:
     if text is None:
         raise BonnError(f"{folder}: the checkpoint carries no recipe, so its data set is not known")
     return parse_recipe(text, str(folder / "recipe.yaml"), overrides or [])
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise BonnError(f"--size {text!r} is not HxW, such as 224x224")
+    return int(height), int(width)
 
 
 def _drawn(folder: Path) -> list[str]:

@@ -44,3 +44,7 @@ class CheckpointError(BonnError):
 
 class TrainingError(BonnError):
     """A training run that cannot go on."""
+
+
+class ExportError(BonnError):
+    """A network that an engine can't express, an engine that is missing, or an export that is damaged or wrong."""

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from bonn_plugin.checkpoint import (
 )
 from bonn_plugin.data import epoch_seed, evaluation_loader, load_splits, train_loader
 from bonn_plugin.errors import BonnError, CheckpointError, ModelError, SessionError, TrainingError, one_line
+from bonn_plugin.export.openvino import load as load_export
 from bonn_plugin.files import write_file
 from bonn_plugin.nn.distribution import latent_valleys
 from bonn_plugin.optim import make_optimizer, make_scheduler
@@ -369,15 +370,24 @@ def write_report(folder: Path, report: Report) -> None:
 def evaluate(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, float, int]:
     """Return top-1 and top-5 in percent of a packed checkpoint on the recipe's test set, and its samples."""
     model = load_packed(folder, device)
+    return _measure(folder, recipe, lambda images: model(images.to(device)).float().cpu())
+
+
+def evaluate_export(folder: Path, recipe: Recipe) -> tuple[float, float, int]:
+    """Return what ``evaluate`` does, of the folder's OpenVINO export."""
+    return _measure(folder, recipe, load_export(folder))
+
+
+@torch.no_grad()
+def _measure(folder: Path, recipe: Recipe, predict: Callable[[Tensor], Tensor]) -> tuple[float, float, int]:
     classes = model_config_of(folder).num_classes
     with _placed(recipe, "data"):
         splits = load_splits(recipe.data, classes)
     meters = [MulticlassAccuracy(classes, top_k=min(k, classes), average="micro") for k in (1, 5)]
-    with torch.no_grad():
-        for images, labels in evaluation_loader(splits, recipe.training.batch_size, recipe.data.workers):
-            logits = model(images.to(device)).float().cpu()
-            for meter in meters:
-                meter.update(logits, labels)
+    for images, labels in evaluation_loader(splits, recipe.training.batch_size, recipe.data.workers):
+        logits = predict(images)
+        for meter in meters:
+            meter.update(logits, labels)
     return 100 * float(meters[0].compute()), 100 * float(meters[1].compute()), len(splits.test)
 
 
@@ -430,4 +440,4 @@ def _epoch_line(record: dict[str, Any], epochs: int) -> str:
     )
 
 
-__all__ = ["Outcome", "Progress", "Runner", "choose_device", "evaluate", "write_report"]
+__all__ = ["Outcome", "Progress", "Runner", "choose_device", "evaluate", "evaluate_export", "write_report"]

@@ -1,0 +1,235 @@
+"""The proof that an export computes what the torch model computes.
+
+Float sums in another order differ in their last bits, and a 1-bit network amplifies that: where a value
+lies so near to its threshold that rounding decides its sign, the logits move by far more than rounding.
+Such an image is not waved through. The engine's signs are read out, each that differs from torch's must
+be such a tie, and torch with these signs must give the engine's logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bonn_plugin.errors import ExportError
+from bonn_plugin.export.engine import compile_for_cpu
+from bonn_plugin.nn import PackedConv2d
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, in units of the largest logit (at least 1)."""
+TIE = 1e-5
+"""Distance from the threshold, in units of the layer's largest input, within which rounding decides a sign."""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Engine against torch.
+
+    Attributes:
+        source: what the samples were.
+        samples: how many.
+        difference: largest difference of a logit, but for the images with a tie.
+        scale: largest logit, at least 1.
+        agreement: share of equal top-1, in percent, ties included.
+        tied_samples: images in which rounding decided a sign, proven to be that and no more.
+        tied_signs: signs in them that differ.
+        tied_difference: largest difference of a logit of theirs.
+    """
+
+    source: str
+    samples: int
+    difference: float
+    scale: float
+    agreement: float
+    tied_samples: int = 0
+    tied_signs: int = 0
+    tied_difference: float = 0.0
+
+    def __str__(self) -> str:
+        """Return one line."""
+        line = (
+            f"logits within {self.difference:.2g} of torch's, top-1 equal on {self.agreement:.6g} % "
+            f"of {self.samples:,} samples ({self.source})"
+        )
+        if self.tied_samples:
+            line += (
+                f"; in {self.tied_samples} more than rounding: {self.tied_signs} signs whose value is their "
+                f"threshold within rounding, with which torch gives the same logits (else {self.tied_difference:.2g})"
+            )
+        return line
+
+
+@torch.no_grad()
+def self_test(
+    model: nn.Module, graph: Any, shape: tuple[int, int, int, int], samples: Iterable[Tensor], source: str
+) -> SelfTest:
+    """Compare an engine's graph with a torch model.
+
+    Args:
+        model: the reference, in eval mode.
+        graph: an ``openvino.Model`` for inputs of ``shape``.
+        shape: (B, C, H, W); what is left of the samples after whole batches is filled up with zeros.
+        samples: batches of images, (any number, C, H, W).
+        source: what they are.
+
+    Raises:
+        ExportError: a logit differs by more than rounding explains, or there are no samples.
+    """
+    request = compile_for_cpu(graph).create_infer_request()
+    count, worst, scale, equal = 0, 0.0, 1.0, 0
+    doubtful: list[tuple[Tensor, Tensor, int]] = []
+    for batch, filled in _batches(samples, shape):
+        got = torch.from_numpy(next(iter(request.infer({0: batch.numpy()}).values())).copy())[:filled]
+        want = model(batch).float()[:filled]
+        if got.shape != want.shape:
+            raise ExportError(f"the export gives {tuple(got.shape)}, torch {tuple(want.shape)}")
+        scale = max(scale, float(want.abs().max()))
+        count += filled
+        equal += int((got.flatten(1).argmax(1) == want.flatten(1).argmax(1)).sum())
+        differences = (got - want).abs().flatten(1).amax(1)
+        if bool((differences <= TOLERANCE * scale).all()) and bool(_same_top(got, want, differences).all()):
+            worst = max(worst, float(differences.max()))
+        else:
+            doubtful.append((batch, got, filled))
+    if not count:
+        raise ExportError("no samples to compare the export with")
+    tied_samples = tied_signs = 0
+    tied_difference = 0.0
+    if doubtful:
+        replay = _Replay(model, graph)
+        for batch, got, filled in doubtful:
+            found = replay.explain(batch, got, filled, scale)
+            tied_samples += found.samples
+            tied_signs += found.signs
+            worst = max(worst, found.difference)
+            tied_difference = max(tied_difference, found.moved)
+    return SelfTest(source, count, worst, scale, 100 * equal / count, tied_samples, tied_signs, tied_difference)
+
+
+def _same_top(got: Tensor, want: Tensor, differences: Tensor) -> Tensor:
+    """Whether the top-1 is equal, or torch's two candidates lie within the rounding of each other."""
+    got, want = got.flatten(1), want.flatten(1)
+    chosen = want.gather(1, got.argmax(1, keepdim=True))[:, 0]
+    return want.amax(1) - chosen <= 2 * differences.clamp(max=TOLERANCE)
+
+
+def _batches(samples: Iterable[Tensor], shape: tuple[int, int, int, int]) -> Iterable[tuple[Tensor, int]]:
+    for images in samples:
+        if tuple(images.shape[1:]) != shape[1:]:
+            raise ExportError(f"a sample has shape {tuple(images.shape[1:])}, the export takes {shape[1:]}")
+        for part in torch.split(images.float(), shape[0]):
+            missing = shape[0] - len(part)
+            yield torch.cat([part, part.new_zeros(missing, *shape[1:])]).contiguous(), len(part)
+
+
+def _positive(op: Any) -> Callable[[Any], Any]:
+    """What a sign's node decides: a function of its input's values to bool."""
+    if op.get_type_name() == "Select":
+        at = op.input_value(0).get_node().input_value(1).get_node().data
+        return lambda x: x >= at
+    above, high = (op.input_value(i).get_node().data for i in (1, 4))
+    return lambda x: (x > above) == (high > 0)
+
+
+@dataclass(frozen=True)
+class _Explained:
+    samples: int
+    signs: int
+    difference: float
+    moved: float
+
+
+class _Replay:
+    """Runs torch with the signs that the engine chose."""
+
+    def __init__(self, model: nn.Module, graph: Any) -> None:
+        self.model = model
+        watched = graph.clone()
+        self._signs: dict[str, tuple[int, Callable[[Any], Any]]] = {}
+        places: dict[tuple[str, int], int] = {}
+        outputs = []
+        for op in watched.get_ordered_ops():
+            kind = op.get_type_name()
+            if not op.get_friendly_name().endswith(".sign") or kind not in ("FakeQuantize", "Select"):
+                continue
+            source = op.input_value(0) if kind == "FakeQuantize" else op.input_value(0).get_node().input_value(0)
+            key = (source.get_node().get_friendly_name(), source.get_index())
+            if key not in places:
+                outputs.append(source)
+                places[key] = len(outputs)
+            self._signs[op.get_friendly_name().removesuffix(".sign")] = (places[key], _positive(op))
+        if not outputs:
+            raise ExportError("its logits are not torch's, and it has no sign on which rounding could decide")
+        # What goes into the signs is read, not the signs: the engine breaks down on those as outputs.
+        watched.add_outputs(outputs)
+        self._request = compile_for_cpu(watched).create_infer_request()
+
+    def explain(self, batch: Tensor, got: Tensor, filled: int, scale: float) -> _Explained:
+        """Return how many signs explain the difference; ExportError if they don't."""
+        self._request.infer({0: batch.numpy()})
+        logits = torch.from_numpy(self._request.get_output_tensor(0).data.copy())[:filled]
+        if not float((logits - got).abs().max()) <= TOLERANCE * scale:
+            raise ExportError(
+                f"its logits differ from torch's, and from its own when its signs are read "
+                f"(by {float((logits - got).abs().max()):.3g})"
+            )
+        signs = {
+            name: torch.from_numpy(positive(self._request.get_output_tensor(place).data))
+            for name, (place, positive) in self._signs.items()
+        }
+        flipped, farthest, replayed = self._run(batch, signs, filled)
+        alone = self.model(batch).float()[:filled]
+        difference = float((replayed - got).abs().max())
+        if not farthest <= TIE:
+            raise ExportError(
+                f"its logits differ from torch's by {float((alone - got).abs().max()):.3g}: signs differ whose "
+                f"value is {farthest:.2g} of the layer's largest away from the threshold"
+            )
+        if not difference <= TOLERANCE * scale:
+            raise ExportError(
+                f"its logits differ from torch's by {float((alone - got).abs().max()):.3g}, "
+                f"and by {difference:.3g} when torch takes the same signs"
+            )
+        return _Explained(int((flipped > 0).sum()), int(flipped.sum()), difference, float((alone - got).abs().max()))
+
+    def _run(self, batch: Tensor, signs: dict[str, Tensor], filled: int) -> tuple[Tensor, float, Tensor]:
+        flipped = torch.zeros(filled, dtype=torch.long)
+        farthest = 0.0
+        calls: dict[str, int] = {}
+
+        def hook_for(name: str) -> Any:
+            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                nonlocal farthest
+                assert isinstance(module, PackedConv2d)
+                calls[name] = calls.get(name, 0) + 1
+                x = args[0]
+                t = 0.0 if module.threshold is None else module.threshold[:, None, None]
+                number = f"_{calls[name]}" if calls[name] > 1 else ""
+                theirs = signs[f"{name}{number}"][:, : x.shape[1]]
+                differ = (((x - t) >= 0) != theirs)[:filled]
+                if bool(differ.any()):
+                    flipped.add_(differ.flatten(1).sum(1))
+                    distance = (x - t)[:filled].abs()[differ].max() / x.abs().max().clamp(min=1e-30)
+                    farthest = max(farthest, float(distance))
+                return (torch.where(theirs, 1.0, -1.0) + t,)
+
+            return hook
+
+        handles = [
+            module.register_forward_pre_hook(hook_for(name))
+            for name, module in self.model.named_modules()
+            if isinstance(module, PackedConv2d)
+        ]
+        try:
+            logits = self.model(batch).float()[:filled]
+        finally:
+            for handle in handles:
+                handle.remove()
+        return flipped, farthest, logits
+
+
+__all__ = ["TIE", "TOLERANCE", "SelfTest", "self_test"]
