@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import safetensors.torch
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from bonn_plugin.nn import Role, StoredTensor, stored_tensors
@@ -30,9 +31,10 @@ filter with the filters that it stands for; what binarisation added besides; and
 running means and variances besides."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(BaseModel):
     """One stored tensor: its name, shape and role, the bits its numbers need and the bits that are written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     shape: tuple[int, ...]
@@ -48,15 +50,15 @@ class Entry:
     def of(cls, name: str, stored: StoredTensor) -> Entry:
         """Describe ``stored``."""
         return cls(
-            name,
-            tuple(stored.tensor.shape),
-            str(stored.tensor.dtype).removeprefix("torch."),
-            stored.role,
-            stored.elements,
-            stored.bits,
-            stored.needed_bits,
-            stored.written_bits,
-            stored.original_elements * 32,
+            name=name,
+            shape=tuple(stored.tensor.shape),
+            dtype=str(stored.tensor.dtype).removeprefix("torch."),
+            role=stored.role,
+            elements=stored.elements,
+            bits=stored.bits,
+            needed_bits=stored.needed_bits,
+            written_bits=stored.written_bits,
+            original_bits=stored.original_elements * 32,
         )
 
     @property

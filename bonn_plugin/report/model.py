@@ -29,20 +29,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TensorRow(_Part):
-    """One stored tensor. ``needed_bits`` are those of its numbers, ``written_bits`` those in the file."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    role: Role
-    elements: int
-    bits: int
-    needed_bits: int
-    written_bits: int
-    original_bits: int
-
-
 class LayerRow(_Part):
     """One module that stores something or computes: its bits, and multiply-accumulates for one image."""
 
@@ -135,7 +121,7 @@ class Report(_Part):
     accuracy: Accuracy | None
     roles: tuple[RoleRow, ...]
     layers: tuple[LayerRow, ...]
-    tensors: tuple[TensorRow, ...]
+    tensors: tuple[Entry, ...]
     notes: tuple[str, ...]
     merging: Merging | None = None
 
@@ -210,20 +196,7 @@ def make_report(
             )
             for module, entries in by_module.items()
         ),
-        tensors=tuple(
-            TensorRow(
-                name=e.name,
-                shape=e.shape,
-                dtype=e.dtype,
-                role=e.role,
-                elements=e.elements,
-                bits=e.bits,
-                needed_bits=e.needed_bits,
-                written_bits=e.written_bits,
-                original_bits=e.original_bits,
-            )
-            for e in book.entries
-        ),
+        tensors=book.entries,
         notes=(SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,),
         merging=_merging(without) if without else None,
     )
