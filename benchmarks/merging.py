@@ -198,15 +198,16 @@ def table(out: Path) -> str:
     ]
     for (keep, row), by_seed in sorted(values.items()):
         top = list(by_seed.values())
-        for learned_keep in [-keep] if keep > -1 else sorted({-k for k, _ in values if k > -1}, reverse=True):
-            learned = values.get((-learned_keep, LEARNED), {})
+        spread = f"{statistics.stdev(top):.2f}" if len(top) > 1 else ""
+        # the unmerged network is compared with each share, the others with their own
+        compared = [-keep] if keep > -1 else sorted({-k for k, name in values if name == LEARNED}, reverse=True)
+        for other in compared:
+            learned = values.get((-other, LEARNED), {})
             paired = [learned[s] - by_seed[s] for s in by_seed if s in learned]
             difference = ("", "")
             if row != LEARNED and len(paired) > 1:
-                difference = (f"{statistics.mean(paired):+.2f}", f"{statistics.stdev(paired):.2f}")
-                if keep == -1:
-                    difference = (f"keep {learned_keep:g}: {difference[0]}", difference[1])
-            spread = f"{statistics.stdev(top):.2f}" if len(top) > 1 else ""
+                of = f"keep {other:g}: " if keep == -1 else ""
+                difference = (f"{of}{statistics.mean(paired):+.2f}", f"{statistics.stdev(paired):.2f}")
             cells = (f"{-keep:g}", row, len(top), f"{statistics.mean(top):.2f}", spread, *difference)
             lines.append("| " + " | ".join(map(str, cells)) + f" | {stored[keep, row]:,} |")
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

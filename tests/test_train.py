@@ -239,6 +239,16 @@ def test_the_kernel_loss_makes_two_modes_where_there_was_one():
     assert valley(torch.randn(100_000)) == pytest.approx(1.36, abs=0.05)
 
 
+def test_mixed_precision_trains_and_packs_the_same_bits(tmp_path):
+    recipe = parse_recipe(TINY.replace("epochs: 3", "epochs: 1\n  amp: bfloat16").replace("size: 8", "size: 8, pad: 1"))
+    runner = Runner(recipe, tmp_path, torch.device("cpu"), Lines())
+    assert runner.amp is torch.bfloat16
+    runner.train(resume=False)
+    assert runner.metrics[0]["loss"]["task"] > 0
+    assert all(p.dtype is torch.float32 for p in runner.model.parameters())
+    assert runner.finish().report.accuracy.identical_logits
+
+
 def test_off_a_terminal_there_is_one_line_an_epoch(tmp_path):
     (tmp_path / "r.yaml").write_text(TINY.replace("epochs: 3", "epochs: 2"))
     command = [sys.executable, "-m", "bonn_plugin", "compress", "r.yaml", "--out", "out"]

@@ -27,24 +27,34 @@ def write_plots(metrics: Path, folder: Path) -> list[Path]:
         BonnError: matplotlib is not installed, or the metrics can't be read.
     """
     records = _read(metrics)
-    merged = [(r["epoch"], r["filter_merge"]) for r in records if "filter_merge" in r]
-    if not merged:
+    # (epoch, gamma, distances by layer) of each filter_merge of the recipe
+    runs: dict[str, list[tuple[int, float, dict[str, float]]]] = {}
+    for r in records:
+        for name in (n for n in r if n.partition(".")[0] == "filter_merge"):
+            runs.setdefault(name, []).append((r["epoch"], r[name]["gamma"], r[name]["within_group_distance"]))
+    if not runs:
         return []
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise BonnError("plots need matplotlib: pip install 'bonn_plugin[plots]'") from None
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    epochs = [epoch for epoch, _ in merged]
-    layers = list(merged[0][1]["within_group_distance"])
-    for name in layers:
-        # of the filters that are binarised: (1 - gamma) X + gamma X̄ lies (1 - gamma) as far from X̄ as X does
-        distances = [(1 - m["gamma"]) * m["within_group_distance"][name] for _, m in merged]
-        axes.plot(epochs, distances, label=name, linewidth=1)
-    axes.plot(epochs, [m["gamma"] for _, m in merged], "k--", label="gamma")
+    for name, points in runs.items():
+        epochs = [epoch for epoch, _, _ in points]
+        layers = list(points[0][2])
+        for i, layer in enumerate(layers):
+            # of the filters that are binarised: (1 - gamma) X + gamma X̄ lies (1 - gamma) as far from X̄ as X does
+            distances = [(1 - gamma) * of[layer] for _, gamma, of in points]
+            color = colormaps["viridis"](i / max(1, len(layers) - 1))
+            axes.plot(epochs, distances, ".-", label=layer, linewidth=1, color=color)
+        axes.plot(epochs, [gamma for _, gamma, _ in points], "k--", label=f"gamma of {name}")
     axes.set(xlabel="epoch", ylabel="distance to the group mean / norm", ylim=(0, 1.05))
-    axes.legend(fontsize=6, ncols=1 + len(layers) // 20, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines = len(axes.get_lines())
+    axes.legend(fontsize=6, ncols=1 + lines // 24, loc="center left", bbox_to_anchor=(1, 0.5))
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     target = folder / DISTANCE_PLOT
