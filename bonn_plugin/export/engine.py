@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ def cpu_name() -> str:
     info = {key.strip(): value.strip() for key, value in fields.items()}
     flags = set(info.get("flags", "").split())
     known = [text for flag, text in FLAGS.items() if flag in flags]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    if limit:
+        known.append(f"limited by ONEDNN_MAX_CPU_ISA={limit}")
     return f"{info.get('model name', platform.processor() or 'unknown CPU')} ({', '.join(known) or 'no AVX2'})"
 
 
