@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
+import re
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -62,7 +63,9 @@ def stepper(kind, args):
 
 
 def own_peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # not ru_maxrss: that is inherited from the process that started this one
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def measure_memory(kind, args):

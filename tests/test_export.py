@@ -584,3 +584,22 @@ def test_a_checkpoint_without_a_recipe_is_tested_on_noise(tmp_path: Path, capsys
     out = bonn("export", tmp_path, "--size", "20x24", capsys=capsys)
     assert "input 1 x 3 x 20 x 24" in out
     assert "noise: no recipe in the checkpoint" in out
+
+
+def test_two_engines_that_go_in_turn_leave_a_process_that_takes_signals() -> None:
+    program = """
+import gc, signal, numpy as np, openvino as ov, openvino.opset14 as ops
+from bonn_plugin.export.engine import compile_for_cpu
+def engine():
+    x = ops.parameter([1, 3], np.float32)
+    return compile_for_cpu(ov.Model([ops.relu(x)], [x]), 1)
+first, second = engine(), engine()
+del first; gc.collect()
+del second; gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("taken")
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "taken\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ def import_openvino() -> Any:
     return openvino
 
 
+@cache
+def core() -> Any:
+    """Return the one ``openvino.Core`` of this process, which lives as long as it.
+
+    Each Core sets the thread's alternate signal stack, and takes back what it found when it goes. With two of
+    them, the first gone first, the second leaves a stack that is freed already: the next signal that is handled,
+    such as Ctrl-C, kills the process.
+    """
+    return import_openvino().Core()
+
+
 def compile_for_cpu(model: Any, threads: int | None = None, *, profile: bool = False) -> Any:
     """Compile an ``openvino.Model`` for one stream on the CPU.
 
@@ -48,7 +60,6 @@ def compile_for_cpu(model: Any, threads: int | None = None, *, profile: bool = F
     Raises:
         ExportError: this CPU's engine can't run it.
     """
-    ov = import_openvino()
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
         "NUM_STREAMS": 1,
@@ -57,7 +68,7 @@ def compile_for_cpu(model: Any, threads: int | None = None, *, profile: bool = F
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        return ov.Core().compile_model(model, "CPU", settings)
+        return core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise ExportError(f"OpenVINO can't run this network on this CPU: {reason(error)}") from error
 
@@ -73,8 +84,7 @@ def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux: the engine's own word for what it found
-        ov = import_openvino()
-        return str(ov.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+        return str(core().get_property("CPU", "FULL_DEVICE_NAME"))
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     info = {key.strip(): value.strip() for key, value in fields.items()}
     flags = set(info.get("flags", "").split())
@@ -85,4 +95,4 @@ def cpu_name() -> str:
     return f"{info.get('model name', platform.processor() or 'unknown CPU')} ({', '.join(known) or 'no AVX2'})"
 
 
-__all__ = ["INSTALL", "compile_for_cpu", "cpu_name", "import_openvino", "reason"]
+__all__ = ["INSTALL", "compile_for_cpu", "core", "cpu_name", "import_openvino", "reason"]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bonn_plugin.errors import CheckpointError, ExportError
-from bonn_plugin.export.engine import compile_for_cpu, cpu_name, import_openvino, reason
+from bonn_plugin.export.engine import compile_for_cpu, core, cpu_name, import_openvino, reason
 from bonn_plugin.export.halve import with_half_weights
 from bonn_plugin.export.lowering import build_graph
 from bonn_plugin.export.selftest import SelfTest, self_test
@@ -242,9 +242,8 @@ def _prefer_direct_stem(xml: bytes) -> bytes:
 
 
 def _parse(xml: bytes, weights: bytes, what: str) -> Any:
-    ov = import_openvino()
     try:
-        return ov.Core().read_model(xml, weights)
+        return core().read_model(xml, weights)
     except RuntimeError as error:
         raise ExportError(f"{what}: OpenVINO can't read the network: {reason(error)}") from error
 
