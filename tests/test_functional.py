@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from bonn_plugin.functional import (
     binarize_activation,
     binarize_weight,
+    convolve_signs,
     feature_loss,
     kernel_loss,
     pack_signs,
@@ -181,3 +182,49 @@ def test_unpacking_what_does_not_fit_is_refused():
         unpack_signs(torch.zeros(2, 1, dtype=torch.uint8), (2, 9))
     with pytest.raises(ValueError, match="needs"):
         unpack_signs(torch.zeros(2, 1), (2, 8))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"padding": (1, 2), "stride": (2, 1)},
+        {"dilation": (2, 2), "padding": (2, 2)},
+        {"groups": 2, "padding": (1, 1)},
+    ],
+)
+def test_the_convolution_of_signs_has_conv2ds_values_and_gradients(shape):
+    generator = torch.Generator().manual_seed(0)
+    a = sign(torch.randn(2, 4, 7, 6, dtype=torch.float64, generator=generator)).requires_grad_()
+    s = sign(torch.randn(6, 4 // shape.get("groups", 1), 3, 3, dtype=torch.float64, generator=generator))
+    s.requires_grad_()
+    wanted = torch.nn.functional.conv2d(a, s, None, **shape)
+    grad = torch.randn(wanted.shape, dtype=torch.float64, generator=generator)
+    expected = torch.autograd.grad(wanted, (a, s), grad)
+    y = convolve_signs(a, s, **shape)
+    assert torch.equal(y, wanted)
+    for got, want in zip(torch.autograd.grad(y, (a, s), grad), expected, strict=True):
+        assert relative(got, want) < 1e-12
+
+
+def test_the_convolution_of_signs_keeps_a_byte_an_activation():
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return tensor
+
+    a, s = sign(torch.randn(2, 4, 8, 8)).requires_grad_(), sign(torch.randn(4, 4, 3, 3)).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        convolve_signs(a, s)
+    assert [t.dtype for t in kept] == [torch.bool, torch.bool]
+
+
+def test_the_convolution_of_signs_trains_under_autocast():
+    a, s = sign(torch.randn(2, 4, 8, 8)).requires_grad_(), sign(torch.randn(4, 4, 3, 3)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = convolve_signs(a, s)
+    assert y.dtype is torch.bfloat16
+    y.float().sum().backward()
+    assert a.grad.dtype is torch.float32
+    assert torch.equal(s.grad, torch.autograd.grad(torch.nn.functional.conv2d(a, s).sum(), s)[0])

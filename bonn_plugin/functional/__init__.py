@@ -9,6 +9,7 @@ from bonn_plugin.functional.binarize import (
     sign,
     sign_weight,
 )
+from bonn_plugin.functional.convolution import convolve_signs
 from bonn_plugin.functional.grouping import (
     group_count,
     group_filters,
@@ -24,6 +25,7 @@ __all__ = [
     "Ste",
     "binarize_activation",
     "binarize_weight",
+    "convolve_signs",
     "feature_loss",
     "group_count",
     "group_filters",

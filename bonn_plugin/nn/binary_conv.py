@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bonn_plugin.functional import Ste, binarize_activation, scale_backward, scale_forward, sign_weight
+from bonn_plugin.functional import (
+    Ste,
+    binarize_activation,
+    convolve_signs,
+    scale_backward,
+    scale_forward,
+    sign_weight,
+)
 from bonn_plugin.nn.geometry import ConvGeometry
 from bonn_plugin.nn.merge import FilterMerge
 from bonn_plugin.nn.operations import Macs
@@ -77,7 +84,9 @@ class BinaryConv2d(nn.Module):
             x = x - self.threshold.to(x.dtype)[:, None, None]
         scale = self.modulation.detach().mean()
         a = scale_backward(binarize_activation(x, self.ste, self.bound), scale)
-        y = scale_forward(self.geometry.convolve(a, sign_weight(self.latent_weight(), self.modulation)), scale)
+        s = sign_weight(self.latent_weight(), self.modulation)
+        g = self.geometry
+        y = scale_forward(convolve_signs(a, s, g.stride, g.padding, g.dilation, g.groups), scale)
         if self.merge is not None:
             y = self.merge.gate(y)
         return y if self.bias is None else y + self.bias[:, None, None]
