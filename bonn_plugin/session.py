@@ -6,14 +6,15 @@ It keeps the order of the modifiers, the clock, the losses and the state.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bonn_plugin.errors import ModelError, SessionError
-from bonn_plugin.modifiers import Batch, Clock, LossTerms, Modifier, PrepareContext, make_modifier
+from bonn_plugin.modifiers import Batch, Clock, ConvertContext, LossTerms, Modifier, PrepareContext, make_modifier
 from bonn_plugin.recipe import Recipe
 
 STATE_VERSION = 1
@@ -90,11 +91,8 @@ class Session:
             example_input = self._example(model)
         context = PrepareContext(example_input, self.clock.epochs)
         for i, modifier in enumerate(self.modifiers):
-            try:
+            with self._placed(i):
                 modifier.prepare(model, context)
-            except ModelError as error:
-                problem = self.recipe.source.problem(("modifiers", i, *error.path), str(error))
-                raise ModelError(str(problem), error.path) from error
         self._model = model
         self._attach()
         return model
@@ -128,11 +126,15 @@ class Session:
             for (role, decays), parameters in groups.items()
         ]
 
-    def loss(self, labels: Tensor | None = None) -> LossTerms:
+    def loss(
+        self, labels: Tensor | None = None, images: Tensor | None = None, outputs: Tensor | None = None
+    ) -> LossTerms:
         """Return the modifiers' losses of this step; add ``.total`` to the task's loss before ``backward``.
 
         Args:
             labels: class indices of the batch, (B,), which ``feature_loss`` needs.
+            images: what the network was given, (B, C, H, W).
+            outputs: its logits, (B, classes).
 
         Raises:
             SessionError: out of order, or something that an active modifier needs is missing.
@@ -142,9 +144,10 @@ class Session:
         self._begin_step()
         self._loss_asked = True
         terms: dict[str, Tensor] = {}
+        batch = Batch(labels, images, outputs)
         for modifier in self.modifiers:
             if modifier.active and modifier.adds_loss():
-                for name, value in modifier.losses(Batch(labels)).items():
+                for name, value in modifier.losses(batch).items():
                     terms[name] = terms[name] + value if name in terms else value
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         return LossTerms(terms, torch.zeros((), device=device))
@@ -198,11 +201,21 @@ class Session:
                 found[f"{kind}.{same + 1}" if same else kind] = values
         return found
 
-    def convert(self) -> nn.Module:
+    @property
+    def exact(self) -> bool:
+        """Whether the converted model computes what the trained one does, up to the order of sums."""
+        return all(modifier.exact for modifier in self.modifiers)
+
+    def convert(self, calibration: Callable[[], Iterable[Tensor]] | None = None) -> nn.Module:
         """Return a packed copy of the model, in eval mode; the model itself stays as it is.
+
+        Args:
+            calibration: returns batches of training images, (B, C, H, W), the same ones at each call, for passes
+                that choose their scales by what the layers see.
 
         Raises:
             SessionError: there is no model.
+            ModelError: a modifier can't do its part; the message begins with the place in the recipe.
         """
         model = self.model
         self._detach()
@@ -210,8 +223,11 @@ class Session:
             packed = copy.deepcopy(model)
         finally:
             self._attach()
-        for modifier in self.modifiers:
-            modifier.convert(packed)
+        packed.eval()
+        context = ConvertContext(calibration)
+        for i, modifier in enumerate(self.modifiers):
+            with self._placed(i):
+                modifier.convert(packed, context)
         return packed.eval()
 
     def state_dict(self) -> dict[str, Any]:
@@ -271,6 +287,15 @@ class Session:
                 modifier.on_epoch_begin()
         for modifier in self.modifiers:
             modifier.on_step_begin()
+
+    @contextmanager
+    def _placed(self, i: int) -> Iterator[None]:
+        """Put the place of the recipe's ``i``-th modifier before the message of an error."""
+        try:
+            yield
+        except ModelError as error:
+            problem = self.recipe.source.problem(("modifiers", i, *error.path), str(error))
+            raise ModelError(str(problem), error.path) from error
 
     def _attach(self) -> None:
         def begin(module: nn.Module, _: Any) -> None:

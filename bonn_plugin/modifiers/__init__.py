@@ -3,6 +3,7 @@
 from bonn_plugin.modifiers.base import (
     Batch,
     Clock,
+    ConvertContext,
     LossTerms,
     Modifier,
     ModifierConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "Binarize",
     "BinarizeConfig",
     "Clock",
+    "ConvertContext",
     "FeatureLoss",
     "FeatureLossConfig",
     "FilterMergeConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
@@ -120,9 +120,17 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss modifier sees of a step: ``labels`` are class indices, (B,), or None if not given."""
+    """What a loss modifier sees of a step; each is None if it was not given.
 
-    labels: Tensor | None
+    Attributes:
+        labels: class indices, (B,).
+        images: what the network was given, (B, C, H, W).
+        outputs: what it made of them, logits (B, classes).
+    """
+
+    labels: Tensor | None = None
+    images: Tensor | None = None
+    outputs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,18 @@ class PrepareContext:
 
     example_input: Tensor | None
     epochs: int
+
+
+@dataclass(frozen=True)
+class ConvertContext:
+    """What a modifier may use in ``convert``.
+
+    Attributes:
+        calibration: returns batches of training images, (B, C, H, W), the same ones at each call, as the network
+            takes them; None where the caller gave none.
+    """
+
+    calibration: Callable[[], Iterable[Tensor]] | None = None
 
 
 C = TypeVar("C", bound=ModifierConfig)
@@ -142,7 +162,12 @@ class Modifier(Generic[C]):
     The order of calls: ``prepare`` once before the optimizer exists, ``on_train_begin``; per epoch
     ``on_epoch_begin``, per step ``on_step_begin``, ``loss``, ``on_before_optimizer_step`` and
     ``on_after_optimizer_step``, ``on_epoch_end``; ``on_train_end``; ``convert``.
+
+    Attributes:
+        exact: whether ``convert`` leaves the outputs as they are; where not, the report says what it costs.
     """
+
+    exact: ClassVar[bool] = True
 
     def __init__(self, config: C, clock: Clock) -> None:
         self.config = config
@@ -200,8 +225,8 @@ class Modifier(Generic[C]):
     def foresee(self) -> None:
         """Bring a model that was not trained to the shape of the trained one: for a forecast of what is stored."""
 
-    def convert(self, model: nn.Module) -> None:
-        """Change a copy of the trained model into what is stored."""
+    def convert(self, model: nn.Module, context: ConvertContext) -> None:
+        """Change a copy of the trained model into what is stored. Raises ModelError where that can't be done."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs besides ``modules``: tensors and plain values."""

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from bonn_plugin.errors import ModelError
 from bonn_plugin.functional import Ste
-from bonn_plugin.modifiers.base import Modifier, ModifierConfig, Path, PrepareContext, Real, register_modifier
+from bonn_plugin.modifiers.base import (
+    ConvertContext,
+    Modifier,
+    ModifierConfig,
+    Path,
+    PrepareContext,
+    Real,
+    register_modifier,
+)
 from bonn_plugin.modifiers.select import select_convolutions, selector_problem
 from bonn_plugin.nn import BinaryConv2d, replace_module
 
@@ -90,7 +98,7 @@ class Binarize(Modifier[BinarizeConfig]):
                 assert isinstance(layer, BinaryConv2d)
                 layer.add_threshold()
 
-    def convert(self, model: nn.Module) -> None:
+    def convert(self, model: nn.Module, context: ConvertContext) -> None:
         """Replace each ``BinaryConv2d`` by its packed layer."""
         for name in self.names:
             layer = model.get_submodule(name)
