@@ -126,7 +126,7 @@ def bits(runner: Runner) -> int:
 
 
 def packed_accuracy(runner: Runner) -> float:
-    return runner._accuracy(runner.session.convert())[0]
+    return runner.task.measure(runner.session.convert(), torch.device("cpu"))["test_top1"]
 
 
 def after_training(runner: Runner, keeps: list[float]) -> Iterator[tuple[str, float, float, int]]:
@@ -139,7 +139,7 @@ def after_training(runner: Runner, keeps: list[float]) -> Iterator[tuple[str, fl
             for layer in layers:
                 change(layer, keep)
             yield row, keep, packed_accuracy(runner), bits(runner)
-            reestimate_norms(runner.model, runner.loader)
+            reestimate_norms(runner.model, runner.task.loader)
             yield f"{row}, norms re-estimated", keep, packed_accuracy(runner), bits(runner)
             for layer in layers:
                 layer.merge = None

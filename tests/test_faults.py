@@ -130,7 +130,7 @@ def killed_after_the_state() -> None:
             kill()
         write_file(path, content)
 
-    train.write_file = write
+    train.runner.write_file = write
     command()
 
 
@@ -236,7 +236,7 @@ def test_ctrl_c_while_packing_names_the_command_too(
     bonn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "convert", lambda session: interrupt())
+        patch.setattr(Session, "convert", lambda session, calibration: interrupt())
         result = compress(bonn)
     assert result.status == 130
     assert "--resume" in said_command(result)

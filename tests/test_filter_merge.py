@@ -59,10 +59,10 @@ def run(loaded: Recipe, folder: Path, steps: int = 4) -> Runner:
 
 
 def shorten(runner: Runner, steps: int) -> Runner:
-    runner.splits.train.images = runner.splits.train.images[: 64 * steps]
-    runner.splits.test.images = runner.splits.test.images[:32]
-    runner.session.clock.steps_per_epoch = len(runner.loader)
-    assert len(runner.loader) == steps
+    runner.task.splits.train.images = runner.task.splits.train.images[: 64 * steps]
+    runner.task.splits.test.images = runner.task.splits.test.images[:32]
+    runner.session.clock.steps_per_epoch = len(runner.task.loader)
+    assert len(runner.task.loader) == steps
     return runner
 
 

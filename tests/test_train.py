@@ -167,7 +167,7 @@ def test_a_packed_checkpoint_alone_can_be_started_from(run_folder, tmp_path):
         (tmp_path / name).write_bytes((run_folder / name).read_bytes())
     recipe = parse_recipe(TINY.replace("name: bonn_wrn22_16,", f"name: bonn_wrn22_16, init_from: '{tmp_path}',"))
     runner = Runner(recipe, tmp_path / "out", torch.device("cpu"), Lines())
-    before, _ = runner._accuracy(runner.model)
+    before = runner.task.measure(runner.model, torch.device("cpu"))["test_top1"]
     report = Report.model_validate_json((run_folder / "report.json").read_bytes())
     assert before == pytest.approx(report.accuracy.packed_top1)
 
@@ -177,7 +177,7 @@ def test_another_number_of_classes_starts_the_classifier_anew_and_says_so(run_fo
 
     monkeypatch.setattr(data.DigitsConfig, "classes", property(lambda self: None))
     splits = load_splits(parse_recipe(TINY).data, 10)
-    monkeypatch.setattr("bonn_plugin.train.load_splits", lambda config, classes: splits)
+    monkeypatch.setattr("bonn_plugin.train.classification.load_splits", lambda config, classes: splits)
     text = TINY.replace("num_classes: 10,", f"num_classes: 12, init_from: '{run_folder}',")
     lines = Lines()
     Runner(parse_recipe(text), tmp_path, torch.device("cpu"), lines)

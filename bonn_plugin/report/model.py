@@ -97,7 +97,10 @@ class Merging(_Part):
 
 
 class Accuracy(_Part):
-    """Top-1 (and top-5) in percent, as trained and reloaded from the files."""
+    """Top-1 (and top-5) in percent, as trained and reloaded from the files.
+
+    ``conversion_difference`` is the largest change of a logit by passes that are not exact; 0 without such.
+    """
 
     samples: int
     trained_top1: float
@@ -105,6 +108,7 @@ class Accuracy(_Part):
     trained_top5: float
     packed_top5: float
     identical_logits: bool
+    conversion_difference: float = 0.0
 
 
 class Report(_Part):

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bonn_plugin.report.model import Merging, Report
+from bonn_plugin.report.model import Accuracy, Merging, Report
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,12 @@ def _summary(report: Report) -> list[str]:
     ]
 
 
+def _lost(accuracy: Accuracy) -> tuple[tuple[str, ...], ...]:
+    if not accuracy.conversion_difference:
+        return ()
+    return (("largest change of a logit by the passes after training", f"{accuracy.conversion_difference:.3g}", ""),)
+
+
 def _tables(report: Report) -> list[Table]:
     tables = []
     if report.accuracy:
@@ -65,6 +71,7 @@ def _tables(report: Report) -> list[Table]:
                     ("as trained", f"{a.trained_top1:.2f}", f"{a.trained_top5:.2f}"),
                     ("packed, reloaded from the files", f"{a.packed_top1:.2f}", f"{a.packed_top5:.2f}"),
                     ("logits equal bit for bit", "yes" if a.identical_logits else "no", ""),
+                    *_lost(a),
                 ),
             )
         )

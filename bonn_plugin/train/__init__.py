@@ -1,0 +1,27 @@
+"""The runner: a recipe from the first batch to the verified checkpoint.
+
+``runner`` drives the epochs, a ``Task`` says what a batch, a loss and a measurement are.
+"""
+
+from bonn_plugin.train.classification import Classification, check_images
+from bonn_plugin.train.device import choose_device
+from bonn_plugin.train.evaluate import evaluate, evaluate_export
+from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, write_report
+from bonn_plugin.train.task import Scores, Step, Task
+
+__all__ = [
+    "METRICS",
+    "STATE",
+    "Classification",
+    "Outcome",
+    "Progress",
+    "Runner",
+    "Scores",
+    "Step",
+    "Task",
+    "check_images",
+    "choose_device",
+    "evaluate",
+    "evaluate_export",
+    "write_report",
+]

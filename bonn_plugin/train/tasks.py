@@ -1,0 +1,16 @@
+"""The task that a recipe names."""
+
+from __future__ import annotations
+
+from bonn_plugin.recipe import Recipe
+from bonn_plugin.train.classification import Classification
+from bonn_plugin.train.task import Task
+
+
+def make_task(recipe: Recipe, *, pin: bool = False) -> Task:
+    """Open the recipe's data for its task; ``pin`` the batches' memory for a GPU.
+
+    Raises:
+        DataError: the data set is not there, or does not fit the model.
+    """
+    return Classification(recipe, pin=pin)
