@@ -111,8 +111,34 @@ class Accuracy(_Part):
     conversion_difference: float = 0.0
 
 
+class Precision(_Part):
+    """COCO's mean average precision from 0 to 1, as trained and reloaded from the files: over IoU 0.50 to 0.95, at 0.50
+    and at 0.75.
+
+    ``conversion_difference`` is the largest change of a head's raw output by passes that are not exact; 0 without such.
+    """
+
+    samples: int
+    trained_map: float
+    packed_map: float
+    trained_map50: float
+    packed_map50: float
+    trained_map75: float
+    packed_map75: float
+    identical_detections: bool
+    conversion_difference: float = 0.0
+
+
+class PartRates(_Part):
+    """The compression rates of a part of the network that has a name of its own."""
+
+    name: str
+    parameters: int
+    rates: tuple[RateRow, ...]
+
+
 class Report(_Part):
-    """Everything that ``bonn report`` shows."""
+    """Everything that ``bonn report`` shows; ``part`` is what was to be compressed, where that is not all."""
 
     name: str
     network: str
@@ -122,12 +148,13 @@ class Report(_Part):
     rates: tuple[RateRow, ...]
     files: FileSizes
     operations: Operations
-    accuracy: Accuracy | None
+    accuracy: Accuracy | Precision | None
     roles: tuple[RoleRow, ...]
     layers: tuple[LayerRow, ...]
     tensors: tuple[Entry, ...]
     notes: tuple[str, ...]
     merging: Merging | None = None
+    part: PartRates | None = None
 
 
 def make_report(
@@ -138,7 +165,7 @@ def make_report(
     example: Tensor,
     weights_bytes: int,
     folder_bytes: int,
-    accuracy: Accuracy | None = None,
+    accuracy: Accuracy | Precision | None = None,
 ) -> Report:
     """Measure a converted model against the full-precision network that it came from.
 
@@ -203,7 +230,15 @@ def make_report(
         tensors=book.entries,
         notes=(SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,),
         merging=_merging(without) if without else None,
+        part=_part(getattr(packed, "compressible", ""), book, original),
     )
+
+
+def _part(name: str, book: Ledger, original: nn.Module) -> PartRates | None:
+    if not name:
+        return None
+    parameters = sum(p.numel() for p in original.get_submodule(name).parameters())
+    return PartRates(name=name, parameters=parameters, rates=_rates(book.within(name)))
 
 
 def _rates(book: Ledger) -> tuple[RateRow, ...]:
