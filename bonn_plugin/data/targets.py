@@ -50,8 +50,8 @@ def make_target(objects: Sequence[Annotation], image_id: int) -> Target:
 class Photos:
     """Transforms of a photograph with its target: to float32 from 0 to 1, flipped at random while training.
 
-    Boxes are cut at the image's border; those of no area, as some annotations have, are left out: they trip the
-    detectors, and nothing can be found in them.
+    Boxes are cut at the image's border; those with a side of less than a pixel, as some annotations have, are left
+    out: they trip the detectors, and nothing can be found in them.
 
     Args:
         flip: random horizontal flips.
@@ -63,7 +63,7 @@ class Photos:
                 v2.ToImage(),
                 *([v2.RandomHorizontalFlip()] if flip else []),
                 v2.ClampBoundingBoxes(),
-                v2.SanitizeBoundingBoxes(min_size=MIN_SIDE, labels_getter=_by_object),
+                v2.SanitizeBoundingBoxes(labels_getter=_by_object),
                 v2.ToDtype(torch.float32, scale=True),
             ]
         )
@@ -75,10 +75,6 @@ class Photos:
         picture, found = self.transform(image, {**target, "boxes": boxes})
         found["boxes"] = found["boxes"].as_subclass(Tensor)
         return picture.as_subclass(Tensor), found
-
-
-MIN_SIDE = 0.1
-"""A box with a side of fewer pixels has no area to speak of."""
 
 
 def _by_object(inputs: tuple[Any, Target]) -> tuple[Tensor, Tensor]:

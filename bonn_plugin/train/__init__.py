@@ -4,8 +4,9 @@
 """
 
 from bonn_plugin.train.classification import Classification, check_images
+from bonn_plugin.train.detection import Detection, equal_detections, mean_average_precision
 from bonn_plugin.train.device import choose_device
-from bonn_plugin.train.evaluate import evaluate, evaluate_export
+from bonn_plugin.train.evaluate import Evaluation, evaluate, evaluate_export
 from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, write_report
 from bonn_plugin.train.task import Scores, Step, Task
 
@@ -13,6 +14,8 @@ __all__ = [
     "METRICS",
     "STATE",
     "Classification",
+    "Detection",
+    "Evaluation",
     "Outcome",
     "Progress",
     "Runner",
@@ -21,7 +24,9 @@ __all__ = [
     "Task",
     "check_images",
     "choose_device",
+    "equal_detections",
     "evaluate",
     "evaluate_export",
+    "mean_average_precision",
     "write_report",
 ]

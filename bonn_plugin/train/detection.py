@@ -215,7 +215,7 @@ def _raw(model: nn.Module, image: Tensor) -> Tensor:
 
 def _need_pycocotools() -> None:
     try:
-        import pycocotools  # type: ignore[import-untyped]  # noqa: F401
+        import pycocotools  # noqa: F401
     except ImportError:
         raise DataError(
             "detection is measured by pycocotools, which is not installed: pip install 'bonn_plugin[detection]'"
