@@ -2,8 +2,9 @@
 
     python benchmarks/merging_times.py
 
-Steps inside and outside are taken in turns; the figures are medians of processor time on one thread, which
-other work on the machine disturbs less than the time on the clock.
+Blocks of steps inside and outside are taken in turns, and the first step of each block is left out: what one kind
+of step leaves in the allocator the next one finds, which would favour the other kind. The figures are medians of
+processor time on one thread, which other work on the machine disturbs less than the time on the clock.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from bonn_plugin import Session, parse_recipe
 from bonn_plugin.functional import group_filters
 from bonn_plugin.nn import BinaryConv2d
 from bonn_plugin.recipe import recipe_model
+
+STEPS = 4
+"""Steps of a block."""
 
 RECIPE = """
 version: 1
@@ -56,9 +60,15 @@ def stepper(net: str, size: int, batch: int, start: int) -> Callable[[], float]:
     return step
 
 
+def block(step: Callable[[], float]) -> list[float]:
+    """Return the times of a few steps in a row, without that of the first."""
+    step()
+    return [step() for _ in range(STEPS)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--blocks", type=int, default=6)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{platform.machine()}, 1 thread, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}")
@@ -72,10 +82,8 @@ def main() -> None:
         print(f"grouping {len(layers)} layers of ResNet18 at keep {keep}: {time.perf_counter() - began:.1f} s")
     for net, size, batch in (("bonn_wrn22_16", 16, 64), ("bonn_resnet18", 64, 32), ("bonn_resnet18", 224, 16)):
         inside, outside = stepper(net, size, batch, 0), stepper(net, size, batch, 1)
-        for step in (inside, outside):
-            step()
-        steps = args.steps if size < 224 else max(3, args.steps // 5)
-        pairs = [(inside(), outside()) for _ in range(steps)]
+        blocks = args.blocks if size < 224 else max(2, args.blocks // 2)
+        pairs = [pair for _ in range(blocks) for pair in zip(block(inside), block(outside), strict=True)]
         a, b = (1000 * statistics.median(times) for times in zip(*pairs, strict=True))
         ratio = statistics.median(i / o for i, o in pairs)
         print(f"{net}, {size} px, batch {batch}: {a:.0f} ms inside, {b:.0f} ms outside, ratio {ratio:.3f}")

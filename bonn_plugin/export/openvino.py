@@ -27,6 +27,7 @@ from bonn_plugin.export.engine import compile_for_cpu, core, cpu_name, import_op
 from bonn_plugin.export.halve import with_half_weights
 from bonn_plugin.export.lowering import build_graph
 from bonn_plugin.export.selftest import SelfTest, self_test
+from bonn_plugin.export.stem import split_stem
 from bonn_plugin.files import sha256, write_files
 
 FOLDER, XML, BIN, ABOUT = "openvino", "model.xml", "model.bin", "export.json"
@@ -211,11 +212,12 @@ def write_ir(graph: Any, xml: Path) -> None:
 
 
 def prefer_direct_stem(graph: Any) -> Any:
-    """Return a graph as an export holds it; see ``_prefer_direct_stem``."""
+    """Return a graph as an export holds it; see ``split_stem`` and ``_prefer_direct_stem``."""
     return _parse(*_serialize(graph), "the export")
 
 
 def _serialize(graph: Any) -> tuple[bytes, bytes]:
+    split_stem(graph)
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / XML
         write_ir(graph, xml)

@@ -103,24 +103,24 @@ class _Pull(Function):
     """X -> (1 - gamma) X + gamma X̄. The map is symmetric: it takes the gradient as it takes the kernel."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, groups: Tensor, shares: Tensor, gamma: float, mean: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, groups: Tensor, shares: Tensor, gamma: float, centers: Tensor) -> Tensor:
         ctx.save_for_backward(groups, shares)
         ctx.gamma = gamma
-        return mean.view_as(mean) if gamma == 1 else torch.lerp(weight, mean, gamma)
+        mean = _spread(centers, groups, weight)
+        return mean if gamma == 1 else torch.lerp(weight, mean, gamma, out=mean)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         groups, shares = ctx.saved_tensors
-        mean = means(grad, groups, shares)
-        # in place: the sum is this function's own
+        mean = _spread(group_centers(grad, groups, shares), groups, grad)
         pulled = mean if ctx.gamma == 1 else mean.lerp_(grad, 1 - ctx.gamma)
         return pulled, None, None, None, None
 
 
-def pull(weight: Tensor, groups: Tensor, shares: Tensor, gamma: float, mean: Tensor) -> Tensor:
-    """Like ``merge_filters``, for who has ``member_shares(groups)`` and ``means(weight, ...)`` at hand."""
-    pulled: Tensor = _Pull.apply(weight, groups, shares, gamma, mean)
+def pull(weight: Tensor, groups: Tensor, shares: Tensor, gamma: float, centers: Tensor) -> Tensor:
+    """Like ``merge_filters``, for who has ``member_shares(groups)`` and ``group_centers(weight, ...)`` at hand."""
+    pulled: Tensor = _Pull.apply(weight, groups, shares, gamma, centers)
     return pulled
 
 
@@ -140,7 +140,7 @@ def merge_filters(weight: Tensor, groups: Tensor, gamma: float) -> Tensor:
     if gamma == 0:
         return weight
     shares = member_shares(groups, weight.dtype)
-    return pull(weight, groups, shares, gamma, means(weight.detach(), groups, shares))
+    return pull(weight, groups, shares, gamma, group_centers(weight, groups, shares))
 
 
 def group_mean(weight: Tensor, groups: Tensor) -> Tensor:
@@ -153,33 +153,41 @@ def member_shares(groups: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.bincount(groups).to(dtype).reciprocal()
 
 
-def means(x: Tensor, groups: Tensor, shares: Tensor) -> Tensor:
-    """Return each filter's group mean, shaped as ``x``, without gradient; ``shares`` from ``member_shares``."""
-    flat = x.reshape(len(groups), -1)
-    sums = flat.new_zeros(len(shares), flat.shape[1]).index_add_(0, groups, flat)
-    return sums.mul_(shares[:, None]).index_select(0, groups).view_as(x)
+def group_centers(weight: Tensor, groups: Tensor, shares: Tensor) -> Tensor:
+    """Return the mean X̄ of each group, (G, n), without gradient; ``shares`` from ``member_shares``."""
+    x = weight.detach().reshape(len(groups), -1)
+    return x.new_zeros(len(shares), x.shape[1]).index_add_(0, groups, x).mul_(shares[:, None])
+
+
+def _spread(centers: Tensor, groups: Tensor, like: Tensor) -> Tensor:
+    return centers.index_select(0, groups).view(like.shape)
 
 
 class _SquaredDistance(Function):
-    """||X_i - X̄||^2 of each filter. X̄ counts as a constant: see ``pruning_loss``."""
+    """||X_i - X̄||^2 of each filter. X̄ counts as a constant: see ``pruning_loss``.
+
+    The differences are made again for the gradient: kept over the step for all layers they would be as much memory
+    as the kernels, and taking that anew in each step costs more than the subtraction.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mean: Tensor) -> Tensor:
-        distance = weight - mean
-        ctx.save_for_backward(distance)
+    def forward(ctx: Any, weight: Tensor, groups: Tensor, centers: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, groups, centers)
+        distance = _spread(centers, groups, weight).sub_(weight)
         norms: Tensor = torch.linalg.vector_norm(distance.flatten(1), dim=1)
         return norms.square_()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (distance,) = ctx.saved_tensors
-        return distance * (2 * grad).view(-1, *[1] * (distance.dim() - 1)), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        weight, groups, centers = ctx.saved_tensors
+        distance = _spread(centers, groups, weight).sub_(weight)
+        return distance.mul_((-2 * grad).view(-1, *[1] * (weight.dim() - 1))), None, None
 
 
-def squared_distance(weight: Tensor, mean: Tensor) -> Tensor:
-    """Return ||X_i - X̄||^2 of each filter, (C_out,); ``mean`` is ``group_mean(weight, groups)``, taken as constant."""
-    squares: Tensor = _SquaredDistance.apply(weight, mean)
+def squared_distance(weight: Tensor, groups: Tensor, centers: Tensor) -> Tensor:
+    """Return ||X_i - X̄||^2 of each filter, (C_out,); ``centers`` from ``group_centers``, taken as constant."""
+    squares: Tensor = _SquaredDistance.apply(weight, groups, centers)
     return squares
 
 
@@ -216,17 +224,17 @@ def pruning_loss(weight: Tensor, groups: Tensor, sigma: Tensor, nu: float) -> Te
         ValueError: ``sigma`` has another shape.
     """
     # The means count as constants: the distances of a group add up to 0, so nothing of the gradient is lost.
-    mean = group_mean(weight.detach(), groups)
+    centers = group_centers(weight, groups, member_shares(groups, weight.dtype))
     own = sigma.index_select(0, groups)
     if sigma.dim() == 1:
-        return pruning_sum(squared_distance(weight, mean), own, weight[0].numel(), nu)
+        return pruning_sum(squared_distance(weight, groups, centers), own, weight[0].numel(), nu)
     if sigma[0].numel() != weight[0].numel():
         raise ValueError(
             f"sigma is {tuple(sigma.shape)}: it must be (groups,), or (groups, ...) with the "
             f"{weight[0].numel()} elements of a filter"
         )
     variance = own.square().view_as(weight)
-    squares = (weight - mean).square()
+    squares = (weight - _spread(centers, groups, weight)).square()
     return (squares + nu * (squares / variance + variance.log())).sum()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bonn_plugin.functional import group_mean
-from bonn_plugin.functional.grouping import means, member_shares, pruning_sum, pull, squared_distance
+from bonn_plugin.functional.grouping import group_centers, member_shares, pruning_sum, pull, squared_distance
 
 
 class FilterMerge(nn.Module):
@@ -40,7 +40,7 @@ class FilterMerge(nn.Module):
         self.register_buffer("groups", torch.arange(filters), persistent=False)
         self.register_buffer("kept", torch.ones(filters, dtype=torch.bool), persistent=False)
         self.register_buffer("shares", torch.ones(filters), persistent=False)
-        self._mean: Tensor | None = None
+        self._centers: Tensor | None = None
 
     def set_groups(self, groups: Tensor) -> None:
         """Take the group of each filter, int64 (C_out,); the first of each group is the one that stands for it."""
@@ -64,9 +64,9 @@ class FilterMerge(nn.Module):
         """Return (1 - gamma) X + gamma X̄ for a kernel X, (C_out, ...)."""
         if self.gamma == 0:
             return weight
-        mean = means(weight.detach(), self.groups, self.shares)
-        self._mean = mean if self.training and self.gamma < 1 else None
-        return pull(weight, self.groups, self.shares, self.gamma, mean)
+        centers = group_centers(weight, self.groups, self.shares)
+        self._centers = centers if self.training and self.gamma < 1 else None
+        return pull(weight, self.groups, self.shares, self.gamma, centers)
 
     def gate(self, output: Tensor) -> Tensor:
         """Set the outputs (B, C_out, H, W) of all but each group's first filter to zero, once ``zeroed`` is on."""
@@ -74,8 +74,10 @@ class FilterMerge(nn.Module):
 
     def squared_distance(self, weight: Tensor) -> Tensor:
         """Return ||X_i - X̄||^2 of each filter of the layer's latent kernel, (C_out,), once a forward pass."""
-        mean, self._mean = self._mean, None
-        return squared_distance(weight, group_mean(weight.detach(), self.groups) if mean is None else mean)
+        centers, self._centers = self._centers, None
+        if centers is None:
+            centers = group_centers(weight, self.groups, self.shares)
+        return squared_distance(weight, self.groups, centers)
 
     @torch.no_grad()
     def settle(self, weight: Tensor) -> None:
