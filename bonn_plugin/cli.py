@@ -34,6 +34,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.epochs=2. May be repeated."),
 ]
 SelfTestSamples = Annotated[int, typer.Option("--samples", min=1, help="Test images to compare an export on.")]
+ImageSize = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Image size; default the recipe's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -171,22 +172,20 @@ def export(
     folder: Folder,
     to: Annotated[str, typer.Option(help="The engine: openvino.")] = "openvino",
     batch: Annotated[int, typer.Option(min=1, help="Images a call; the graph is made for this number.")] = 1,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size; default the recipe's.")] = None,
+    size: ImageSize = None,
     half: Annotated[bool, typer.Option("--half", help="Store real weights as float16.")] = False,
     samples: SelfTestSamples = 64,
 ) -> None:
     """Write a checkpoint for an engine that computes with bits, and prove that it computes the same."""
-    from bonn_plugin.checkpoint import input_shape_of, load_packed
+    from bonn_plugin.checkpoint import load_packed
     from bonn_plugin.export.openvino import BIN, export_openvino
-    from bonn_plugin.export.samples import samples_for
+    from bonn_plugin.export.samples import input_shape_for, samples_for
 
     if to != "openvino":
         raise BonnError(f"unknown engine {to!r}: openvino")
-    channels, height, width = input_shape_of(folder)
-    if size is not None:
-        height, width = _size(size)
-    images = samples_for(folder, (channels, height, width), samples)
-    shape = (batch, channels, height, width)
+    image = input_shape_for(folder, None if size is None else _size(size))
+    images = samples_for(folder, image, samples)
+    shape = (batch, *image)
     info = export_openvino(load_packed(folder), folder, shape, images, source=images.source, half=half)
     by_bits = sum(path == "bits" for path in info.binary_layers.values())
     written = (folder / "openvino" / BIN).stat().st_size
@@ -195,6 +194,12 @@ def export(
         f"convolutions computed with bits, model.bin {written:,} bytes",
         markup=False,
     )
+    if info.part:
+        console.print(
+            f"the {info.part}, {len(info.outputs)} levels: scaling, padding to {image[1]}x{image[2]} and heads stay in "
+            "torch; an image that is larger once scaled is refused",
+            markup=False,
+        )
     for name, path in info.binary_layers.items():
         if path != "bits":
             console.print(f"{name}: the engine has no binary convolution of this shape: {path}", markup=False)
@@ -206,22 +211,19 @@ def bench(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="Where to write bench.json, .md and .png; default DIR.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a call for the throughput.")] = 8,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size; default the recipe's.")] = None,
+    size: ImageSize = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Measuring time of each engine and setting.")] = 2.0,
     torch_compile: Annotated[bool, typer.Option(help="Measure torch.compile too; it compiles for minutes.")] = True,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too, in a process for each engine.")] = True,
 ) -> None:
     """Measure speed, file sizes and memory of a checkpoint against the same network in full precision and int8."""
-    from bonn_plugin.checkpoint import input_shape_of
     from bonn_plugin.export.bench import run_bench
     from bonn_plugin.export.bench_report import to_terminal, write_bench
+    from bonn_plugin.export.samples import input_shape_for
 
-    channels, height, width = input_shape_of(folder)
-    if size is not None:
-        height, width = _size(size)
     found = run_bench(
         folder,
-        (channels, height, width),
+        input_shape_for(folder, None if size is None else _size(size)),
         batch=batch,
         seconds=seconds,
         torch_compile=torch_compile,
