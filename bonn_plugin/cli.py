@@ -240,8 +240,9 @@ def report(
     folder: Folder,
     form: Annotated[str, typer.Option("--format", help="terminal, markdown or json.")] = "terminal",
     plots: Annotated[bool, typer.Option("--plots", help="Draw PNG pictures into DIR; needs matplotlib.")] = False,
+    overrides: Overrides = None,
 ) -> None:
-    """Show the report of a checkpoint."""
+    """Show the report of a checkpoint; draw how its filters merged, and what a detector finds in test images."""
     from pydantic import ValidationError
 
     from bonn_plugin.report import Report, to_markdown, to_terminal
@@ -260,7 +261,7 @@ def report(
     else:
         sys.stdout.write(to_markdown(loaded) if form == "markdown" else loaded.model_dump_json(indent=1) + "\n")
     if plots:
-        for line in _drawn(folder):
+        for line in _drawn(folder, overrides):
             print(line, file=sys.stderr)
 
 
@@ -328,11 +329,14 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _drawn(folder: Path) -> list[str]:
+def _drawn(folder: Path, overrides: list[str] | None) -> list[str]:
+    from bonn_plugin.checkpoint import model_config_of
     from bonn_plugin.report import write_plots
-    from bonn_plugin.train import METRICS
+    from bonn_plugin.train import METRICS, draw_detections
 
     drawn = write_plots(folder / METRICS, folder)
+    if model_config_of(folder).task == "detection":
+        drawn.append(draw_detections(folder, _carried(folder, overrides)))
     return [f"drawn: {file}" for file in drawn] or ["nothing to draw: no filters were merged in this run"]
 
 

@@ -7,10 +7,12 @@ from bonn_plugin.train.classification import Classification, check_images
 from bonn_plugin.train.detection import Detection, equal_detections, mean_average_precision
 from bonn_plugin.train.device import choose_device
 from bonn_plugin.train.evaluate import Evaluation, evaluate, evaluate_export
+from bonn_plugin.train.pictures import DETECTIONS_PLOT, draw_detections
 from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, write_report
 from bonn_plugin.train.task import Scores, Step, Task
 
 __all__ = [
+    "DETECTIONS_PLOT",
     "METRICS",
     "STATE",
     "Classification",
@@ -24,6 +26,7 @@ __all__ = [
     "Task",
     "check_images",
     "choose_device",
+    "draw_detections",
     "equal_detections",
     "evaluate",
     "evaluate_export",
