@@ -488,9 +488,9 @@ def _size(b: GraphBuilder, input: Value, dim: int | None = None) -> Any:
 
 @_function(getattr)
 def _getattr(b: GraphBuilder, input: Value, name: str) -> Any:
-    if name != "shape":
+    if name not in ("shape", "ndim"):
         raise b.refuse(f"the attribute {name} of a tensor")
-    return shape_of(input)
+    return shape_of(input) if name == "shape" else len(shape_of(input))
 
 
 @_function(operator.getitem)
