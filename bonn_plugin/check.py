@@ -72,7 +72,7 @@ def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
     parameters = sum(p.numel() for p in model.parameters())
     before = sum(count_macs(model, example).values(), Macs())
     session = Session(recipe, 1)
-    session.prepare(model, example)
+    session.prepare(model, example, training=False)
     session.param_groups()  # a learning rate for a role that nothing has is a mistake to tell now
     names = tuple(BinaryConv2d.names_in(model))
     signs = probe_input_signs(model, names, example)

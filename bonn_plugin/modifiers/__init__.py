@@ -8,12 +8,15 @@ from bonn_plugin.modifiers.base import (
     Modifier,
     ModifierConfig,
     PrepareContext,
+    RunOf,
+    Stage,
     WindowConfig,
     make_modifier,
     register_modifier,
     registered_modifiers,
 )
 from bonn_plugin.modifiers.binarize import Binarize, BinarizeConfig, InputSigns, probe_input_signs
+from bonn_plugin.modifiers.distill import Distill, DistillConfig, FolderOf, TimmNetwork
 from bonn_plugin.modifiers.feature_loss import FeatureLoss, FeatureLossConfig
 from bonn_plugin.modifiers.filter_merge import FilterMergeConfig, FilterMergeModifier
 from bonn_plugin.modifiers.kernel_loss import KernelLoss, KernelLossConfig, model_kernel_loss
@@ -25,10 +28,13 @@ __all__ = [
     "BinarizeConfig",
     "Clock",
     "ConvertContext",
+    "Distill",
+    "DistillConfig",
     "FeatureLoss",
     "FeatureLossConfig",
     "FilterMergeConfig",
     "FilterMergeModifier",
+    "FolderOf",
     "InputSigns",
     "KernelLoss",
     "KernelLossConfig",
@@ -37,6 +43,9 @@ __all__ = [
     "Modifier",
     "ModifierConfig",
     "PrepareContext",
+    "RunOf",
+    "Stage",
+    "TimmNetwork",
     "WindowConfig",
     "left_alone",
     "make_modifier",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from bonn_plugin.modifiers.base import (
     Path,
     PrepareContext,
     Real,
+    Stage,
     register_modifier,
 )
 from bonn_plugin.modifiers.select import select_convolutions, selector_problem
@@ -44,6 +45,8 @@ class BinarizeConfig(ModifierConfig):
     ste: Ste = "clip"
     bound: Annotated[Real, Field(gt=0)] = 1.0
     threshold: Threshold = "auto"
+
+    stage: ClassVar[Stage | None] = Stage.BINARIZE
 
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
         """See ``ModifierConfig.problems``."""

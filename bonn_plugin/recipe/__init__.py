@@ -14,6 +14,7 @@ from bonn_plugin.recipe.schema import (
     ScheduleConfig,
     TrainingConfig,
 )
+from bonn_plugin.recipe.stages import earlier_recipes, recipe_of_run
 
 __all__ = [
     "CifarConfig",
@@ -28,7 +29,9 @@ __all__ = [
     "ScheduleConfig",
     "TrainingConfig",
     "dump_recipe",
+    "earlier_recipes",
     "load_recipe",
     "parse_recipe",
     "recipe_model",
+    "recipe_of_run",
 ]

@@ -19,6 +19,7 @@ SPEED_NOTE = (
     "full-precision one. It serves evaluation and export."
 )
 
+REAL_NOTE = "Full precision: nothing is binarised in this network."
 ZEROED_NOTE = (
     "The outputs of all filters of a group but the first are zeroed, as in the paper: this is not exact; the "
     "accuracy is what fine-tuning made of it."
@@ -201,9 +202,15 @@ def make_report(
             for module, entries in by_module.items()
         ),
         tensors=book.entries,
-        notes=(SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,),
+        notes=_notes(whole, without),
         merging=_merging(without) if without else None,
     )
+
+
+def _notes(whole: Macs, without: Unmerged | None) -> tuple[str, ...]:
+    if not whole.binary:
+        return (REAL_NOTE,)
+    return (SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,)
 
 
 def _rates(book: Ledger) -> tuple[RateRow, ...]:
