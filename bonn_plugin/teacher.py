@@ -36,8 +36,7 @@ class TeacherLoader:
             ModelError: it is not there, does not fit its weights, or makes other outputs than the student needs.
         """
         try:
-            named = isinstance(source, TimmNetwork)
-            teacher = self._network(source) if named else self._packed(self._folder(source))
+            teacher = self._make(source)
         except ModelError:
             raise
         except ModelBuildError as error:
@@ -46,6 +45,11 @@ class TeacherLoader:
             raise ModelError(f"the teacher: {error}", ("teacher",)) from error
         self._fits(teacher.eval())
         return teacher
+
+    def _make(self, source: TeacherSource) -> nn.Module:
+        if isinstance(source, TimmNetwork):
+            return self._network(source)
+        return self._packed(self._folder(source))
 
     def _folder(self, source: RunOf | FolderOf) -> Path:
         if isinstance(source, FolderOf):

@@ -20,6 +20,7 @@ SPEED_NOTE = (
 )
 
 REAL_NOTE = "Full precision: nothing is binarised in this network."
+SIGNS_NOTE = "The activations are binarised, the weights are not: a first step, from which a second one starts."
 ZEROED_NOTE = (
     "The outputs of all filters of a group but the first are zeroed, as in the paper: this is not exact; the "
     "accuracy is what fine-tuning made of it."
@@ -202,14 +203,14 @@ def make_report(
             for module, entries in by_module.items()
         ),
         tensors=book.entries,
-        notes=_notes(whole, without),
+        notes=_notes(whole, without, signs=any(getattr(m, "binarizes_input", False) for m in packed.modules())),
         merging=_merging(without) if without else None,
     )
 
 
-def _notes(whole: Macs, without: Unmerged | None) -> tuple[str, ...]:
+def _notes(whole: Macs, without: Unmerged | None, *, signs: bool) -> tuple[str, ...]:
     if not whole.binary:
-        return (REAL_NOTE,)
+        return (SIGNS_NOTE,) if signs else (REAL_NOTE,)
     return (SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,)
 
 
