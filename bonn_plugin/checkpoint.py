@@ -28,6 +28,7 @@ from bonn_plugin.errors import CheckpointError, one_line
 from bonn_plugin.files import sha256, write_files
 from bonn_plugin.models import ModelBuildError, build_model
 from bonn_plugin.nn import Replacement, replace_module, replacement_class, stored_tensors
+from bonn_plugin.nn.resize import note_unpruned, resize, size_of, unpruned
 from bonn_plugin.recipe import ModelConfig, Recipe, dump_recipe
 
 FORMAT = "bonn-packed-checkpoint"
@@ -48,12 +49,21 @@ class _Probe(BaseModel):
     logits: str
 
 
+class _Pruned(BaseModel):
+    """A module that lost channels: its size now, None where its replacement tells it, and its elements before."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    size: dict[str, dict[str, Any]] | None
+    elements: dict[str, Annotated[int, Field(ge=1)]]
+
+
 class _Manifest(BaseModel):
     """What config.json must hold, whoever wrote it."""
 
     model_config = ConfigDict(strict=True, frozen=True)
     model: ModelConfig
     modules: dict[str, dict[str, Any]]
+    pruned: dict[str, _Pruned] = Field(default_factory=dict)
     sha256: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], str]
     probe: _Probe
 
@@ -108,6 +118,7 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], source: Recipe |
             for name, module in model.named_modules()
             if isinstance(module, Replacement)
         },
+        **_pruned(model),
         "sha256": {WEIGHTS: sha256(weights)},
         "probe": {"shape": list(image), "logits": _encode(_probe(model, image))},
     }
@@ -269,6 +280,14 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         model = build_model(model_config.name, model_config.num_classes, model_config.args)
     except ModelBuildError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    for name, entry in config.get("pruned", {}).items():
+        try:
+            module = model.get_submodule(name)
+            if entry["size"] is not None:
+                resize(module, entry["size"])
+            note_unpruned(module, entry["elements"])
+        except Exception as error:
+            raise CheckpointError(f"{folder / CONFIG}: module {name!r} can't be resized: {one_line(error)}") from error
     for name, entry in config["modules"].items():
         try:
             cls = replacement_class(entry["kind"])
@@ -280,6 +299,19 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     tensors = _parse(_read(folder, WEIGHTS, config), folder / WEIGHTS)
     _fill(model, tensors, folder / WEIGHTS)
     return model.eval()
+
+
+def _pruned(model: nn.Module) -> dict[str, Any]:
+    """Return the section on channels that were taken away; nothing where none were."""
+    found = {
+        name: {
+            "size": None if isinstance(module, Replacement) else size_of(module),
+            "elements": dict(unpruned(module)),
+        }
+        for name, module in model.named_modules()
+        if unpruned(module)
+    }
+    return {"pruned": found} if found else {}
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from bonn_plugin.modifiers.base import (
     registered_modifiers,
 )
 from bonn_plugin.modifiers.binarize import Binarize, BinarizeConfig, InputSigns, probe_input_signs
+from bonn_plugin.modifiers.channel_prune import ChannelPrune, ChannelPruneConfig
 from bonn_plugin.modifiers.distill import Distill, DistillConfig, FolderOf, TimmNetwork
 from bonn_plugin.modifiers.feature_loss import FeatureLoss, FeatureLossConfig
 from bonn_plugin.modifiers.filter_merge import FilterMergeConfig, FilterMergeModifier
@@ -26,6 +27,8 @@ __all__ = [
     "Batch",
     "Binarize",
     "BinarizeConfig",
+    "ChannelPrune",
+    "ChannelPruneConfig",
     "Clock",
     "ConvertContext",
     "Distill",
