@@ -203,8 +203,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if place.is_dir():
         state = place / "training" / "state.pt"
         if state.exists():
-            weights: dict[str, Tensor] = load_state(state)["model"]
-            return weights
+            return _unmasked(load_state(state)["model"])
         return _dense_state(load_packed(place))
     return _parse(_read_file(place), place)
 
@@ -230,7 +229,18 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-_PACKED = tuple(f".weight_{part}" for part in ("packed", "scale", "index", "sign", "kept"))
+def _unmasked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a training state by the names they have without masks, zeros where these are."""
+    latent, mask = ".parametrizations.weight.original", ".parametrizations.weight.0.mask"
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith((latent, mask))}
+    for name, tensor in state.items():
+        if name.endswith(latent):
+            layer = name.removesuffix(latent)
+            weights[f"{layer}.weight"] = tensor * state[layer + mask]
+    return weights
+
+
+_PACKED = tuple(f".weight_{part}" for part in ("packed", "scale", "index", "sign", "kept", "mask", "values"))
 
 
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from bonn_plugin.errors import BonnError, ModelError, one_line
 from bonn_plugin.models import ModelBuildError, build_model
 from bonn_plugin.modifiers.base import RunOf
 from bonn_plugin.modifiers.distill import FolderOf, TeacherSource, TimmNetwork
-from bonn_plugin.recipe import Recipe, recipe_of_run
+from bonn_plugin.recipe import Recipe, RecipeError, needed_runs, recipe_of_run
 
 
 class TeacherLoader:
@@ -33,11 +33,12 @@ class TeacherLoader:
         """Return the teacher, in eval mode.
 
         Raises:
+            RecipeError: it is the run of a recipe that can't be found.
             ModelError: it is not there, does not fit its weights, or makes other outputs than the student needs.
         """
         try:
             teacher = self._make(source)
-        except ModelError:
+        except (ModelError, RecipeError):  # the place is in them already, or the session puts it there
             raise
         except ModelBuildError as error:
             raise ModelError(f"the teacher: {error}", ("teacher", error.key)) from error
@@ -54,7 +55,8 @@ class TeacherLoader:
     def _folder(self, source: RunOf | FolderOf) -> Path:
         if isinstance(source, FolderOf):
             return Path(source.folder)
-        return self.folder.parent / recipe_of_run(self.recipe, source, ("modifiers",)).name
+        path = next(path for path, run in needed_runs(self.recipe) if run == source)
+        return self.folder.parent / recipe_of_run(self.recipe, source, path).name
 
     def _packed(self, folder: Path) -> nn.Module:
         if folder.absolute() == self.folder.absolute():

@@ -15,7 +15,7 @@ from bonn_plugin.errors import ExportError
 from bonn_plugin.export.binary import lower_packed, lower_signs
 from bonn_plugin.export.builder import GraphBuilder, Value, batch_norm_affine, pair, shape_of
 from bonn_plugin.export.trace import trace
-from bonn_plugin.nn import PackedConv2d, RPReLU, StoredSignConv2d
+from bonn_plugin.nn import PackedConv2d, RPReLU, SparseConv2d, SparseLinear, StoredSignConv2d
 
 Lowering = Callable[..., Any]
 MODULES: dict[type[nn.Module], Lowering] = {}
@@ -167,6 +167,17 @@ def _sign_conv_module(b: GraphBuilder, m: StoredSignConv2d, x: Value) -> Value:
     g = m.geometry
     signs = lower_signs(b, m.threshold, x)
     return _conv(b, signs, m.weight, m.bias, g.stride, g.padding, g.dilation, g.groups)
+
+
+@_module(SparseConv2d)
+def _sparse_conv_module(b: GraphBuilder, m: SparseConv2d, x: Value) -> Value:
+    g = m.geometry
+    return _conv(b, x, m.dense_weight(), m.bias, g.stride, g.padding, g.dilation, g.groups)
+
+
+@_module(SparseLinear)
+def _sparse_linear_module(b: GraphBuilder, m: SparseLinear, x: Value) -> Value:
+    return _linear(b, x, m.dense_weight(), m.bias)
 
 
 @_module(nn.Conv2d)

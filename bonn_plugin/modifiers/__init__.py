@@ -21,6 +21,7 @@ from bonn_plugin.modifiers.distill import Distill, DistillConfig, FolderOf, Timm
 from bonn_plugin.modifiers.feature_loss import FeatureLoss, FeatureLossConfig
 from bonn_plugin.modifiers.filter_merge import FilterMergeConfig, FilterMergeModifier
 from bonn_plugin.modifiers.kernel_loss import KernelLoss, KernelLossConfig, model_kernel_loss
+from bonn_plugin.modifiers.magnitude_prune import MagnitudePrune, MagnitudePruneConfig
 from bonn_plugin.modifiers.select import LeftAlone, left_alone, near_names, select_convolutions
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "KernelLossConfig",
     "LeftAlone",
     "LossTerms",
+    "MagnitudePrune",
+    "MagnitudePruneConfig",
     "Modifier",
     "ModifierConfig",
     "PrepareContext",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,7 +20,8 @@ from bonn_plugin.modifiers.base import (
     Stage,
     register_modifier,
 )
-from bonn_plugin.modifiers.select import near_names, selector_problem
+from bonn_plugin.modifiers.layers import real_layers, select_layers
+from bonn_plugin.modifiers.select import selector_problem
 from bonn_plugin.nn.resize import note_unpruned, own_tensors, size_of
 
 
@@ -33,7 +33,7 @@ class ChannelPruneConfig(ModifierConfig):
         importance: what stays: ``magnitude``, the channels with the largest sum of |weights| in the group's first
             layer; ``group_norm``, those with the largest sum of squares over all layers of the group.
         round_to: the channels that stay are a multiple of this number.
-        ignore: names or ``re:`` patterns of layers whose outputs keep their number; the classifier always does.
+        ignore: selectors of layers whose outputs keep their number; the classifier always does.
     """
 
     type: Literal["channel_prune"] = "channel_prune"
@@ -48,8 +48,8 @@ class ChannelPruneConfig(ModifierConfig):
         """See ``ModifierConfig.problems``."""
         for i, selector in enumerate(self.ignore):
             problem = selector_problem(selector)
-            if problem or selector.startswith("class:"):
-                yield ("ignore", i), problem or "layers are named here by an exact name or 're:...'"
+            if problem:
+                yield ("ignore", i), problem
 
 
 @register_modifier("channel_prune", ChannelPruneConfig)
@@ -62,7 +62,7 @@ class ChannelPrune(Modifier[ChannelPruneConfig]):
             raise ModelError("channel_prune needs a look at the network: pass example_inputs")
         ignored = _ignored(model, self.config.ignore)
         before = {name: {n: t.numel() for n, t in own_tensors(m).items()} for name, m in model.named_modules()}
-        widths = {name: int(m.weight.shape[0]) for name, m in model.named_modules() if _is_layer(m)}
+        widths = {name: layer.weight.shape[0] for name, layer in real_layers(model).items()}
         classes = _output_shape(model, context.example_input)
         modes = {module: module.training for module in model.modules()}
         try:
@@ -77,7 +77,7 @@ class ChannelPrune(Modifier[ChannelPruneConfig]):
             if size_of(module) is None:
                 raise ModelError(f"channel_prune took channels from {name}, a {type(module).__name__}: not stored yet")
             note_unpruned(module, before[name])
-        if not any(m.weight.shape[0] < widths[n] for n, m in model.named_modules() if n in widths and _is_layer(m)):
+        if not any(layer.weight.shape[0] < widths[name] for name, layer in real_layers(model).items()):
             raise ModelError(f"ratio {self.config.ratio:g} takes no channel from any layer", ("ratio",))
         if _output_shape(model, context.example_input) != classes:
             raise ModelError("channel_prune changed the network's outputs: name its last layer in 'ignore'")
@@ -130,23 +130,11 @@ def _torch_pruning() -> Any:
         ) from error
 
 
-def _is_layer(module: nn.Module) -> Any:
-    return isinstance(module, (nn.Conv2d, nn.Linear))
-
-
 def _ignored(model: nn.Module, selectors: tuple[str, ...]) -> list[nn.Module]:
-    layers = {name: module for name, module in model.named_modules() if _is_layer(module)}
     getter: Any = getattr(model, "get_classifier", None)
     classifier = getter() if callable(getter) else None
-    ignored = [m for m in classifier.modules() if _is_layer(m)] if isinstance(classifier, nn.Module) else []
-    for i, selector in enumerate(selectors):
-        _, colon, pattern = selector.partition("re:")
-        found = [m for n, m in layers.items() if (re.fullmatch(pattern, n) if colon else n == selector)]
-        if not found:
-            hint = "" if colon else near_names(selector, list(layers))
-            raise ModelError(f"{selector!r} names no convolution and no linear layer.{hint}", ("ignore", i))
-        ignored += found
-    return ignored
+    ignored = list(real_layers(classifier).values()) if isinstance(classifier, nn.Module) else []
+    return [*ignored, *select_layers(model, selectors, "ignore").values()]
 
 
 @torch.no_grad()

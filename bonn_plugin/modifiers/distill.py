@@ -49,7 +49,13 @@ class TimmNetwork(FrozenModel):
 
 
 def _kind(value: Any) -> str:
-    keys = set(value) if isinstance(value, dict) else set(type(value).model_fields)
+    keys = (
+        set(type(value).model_fields)
+        if isinstance(value, FrozenModel)
+        else set(value)
+        if isinstance(value, dict)
+        else set()
+    )
     return "a run" if "recipe" in keys else "a folder" if "folder" in keys else "a network"
 
 

@@ -8,6 +8,7 @@ from bonn_plugin.nn.prior import BimodalPrior
 from bonn_plugin.nn.rprelu import RPReLU
 from bonn_plugin.nn.sign_conv import SignConv2d, StoredSignConv2d
 from bonn_plugin.nn.sign_input import SignInput
+from bonn_plugin.nn.sparse import SparseConv2d, SparseLinear
 from bonn_plugin.nn.storage import (
     Filters,
     Merging,
@@ -33,6 +34,8 @@ __all__ = [
     "Role",
     "SignConv2d",
     "SignInput",
+    "SparseConv2d",
+    "SparseLinear",
     "StoredSignConv2d",
     "StoredTensor",
     "register_replacement",

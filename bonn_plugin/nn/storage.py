@@ -26,6 +26,7 @@ class Role(StrEnum):
     NORM = "norm"
     SCALE = "scale"
     INDEX = "filter index"
+    MASK = "sparsity mask"
     THRESHOLD = "threshold"
     NORM_STATISTICS = "norm statistics"
 

@@ -14,7 +14,7 @@ from bonn_plugin.recipe.schema import (
     ScheduleConfig,
     TrainingConfig,
 )
-from bonn_plugin.recipe.stages import earlier_recipes, recipe_of_run
+from bonn_plugin.recipe.stages import earlier_recipes, needed_runs, recipe_of_run
 
 __all__ = [
     "CifarConfig",
@@ -31,6 +31,7 @@ __all__ = [
     "dump_recipe",
     "earlier_recipes",
     "load_recipe",
+    "needed_runs",
     "parse_recipe",
     "recipe_model",
     "recipe_of_run",

@@ -63,7 +63,8 @@ def recipe_of_run(recipe: Recipe, run: RunOf, path: Path) -> Recipe:
         raise RecipeError([recipe.source.problem((*path, "recipe"), str(error))]) from None
 
 
-def _references(recipe: Recipe) -> Iterator[tuple[Path, RunOf]]:
+def needed_runs(recipe: Recipe) -> Iterator[tuple[Path, RunOf]]:
+    """Yield (path, run) for each run that ``recipe`` itself names."""
     if isinstance(recipe.model.init_from, RunOf):
         yield ("model", "init_from"), recipe.model.init_from
     for i, config in enumerate(recipe.modifiers):
@@ -72,7 +73,7 @@ def _references(recipe: Recipe) -> Iterator[tuple[Path, RunOf]]:
 
 
 def _collect(recipe: Recipe, behind: tuple[Recipe, ...], found: list[Recipe]) -> None:
-    for path, run in _references(recipe):
+    for path, run in needed_runs(recipe):
         earlier = recipe_of_run(recipe, run, path)
         if earlier in behind:
             circle = " -> ".join(r.name for r in (*behind[behind.index(earlier) :], earlier))
