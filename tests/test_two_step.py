@@ -200,7 +200,7 @@ def test_a_second_step_starts_with_the_first_steps_weights_and_thresholds(tmp_pa
         if isinstance(layer, BinaryConv2d):
             assert torch.equal(layer.weight, other.weight)
             assert torch.equal(layer.threshold, other.threshold)
-            assert float(layer.modulation[0, 0, 0]) == pytest.approx(float(other.weight.abs().mean()), rel=1e-5)
+            assert layer.modulation[0, 0, 0].item() == pytest.approx(other.weight.abs().mean().item(), rel=1e-5)
         if isinstance(layer, RPReLU):
             assert torch.equal(layer.shift_in, other.shift_in)
 

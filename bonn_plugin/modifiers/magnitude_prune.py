@@ -64,6 +64,20 @@ class MagnitudePruneConfig(WindowConfig):
         return self.sparsity * (1 - left**3)
 
 
+class Mask(nn.Module):
+    """Multiplies a weight by its mask. Torch's ``FakeSparsity`` leaves the mask out of the state, but asks for it."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the masked weight, in the shape of ``x``."""
+        return self.mask * x
+
+
 class MagnitudeSparsifier(BaseSparsifier):
     """Zeroes the smallest weights of a tensor of any shape.
 
@@ -110,7 +124,7 @@ class MagnitudePrune(Modifier[MagnitudePruneConfig]):
         self.layers = layers
         self._sparsifier = MagnitudeSparsifier()
         sparsifier: Any = self._sparsifier
-        sparsifier.prepare(model, [{"tensor_fqn": f"{name}.weight"} for name in layers])
+        sparsifier.prepare(model, [{"tensor_fqn": f"{name}.weight", "parametrization": Mask} for name in layers])
 
     def on_epoch_begin(self) -> None:
         """Move the masks; after the window they stay."""
@@ -138,10 +152,22 @@ class MagnitudePrune(Modifier[MagnitudePruneConfig]):
         """Squash the masks into the weights, and store these sparse where that takes fewer bytes."""
         for name in self.layers:
             layer = model.get_submodule(name)
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            _squash(layer)
             sparse = sparse_form(layer)
             if sparse is not None:
                 replace_module(model, name, sparse)
+
+
+@torch.no_grad()
+def _squash(layer: Any) -> None:
+    """Make a masked layer a plain one, with zeros where its mask has them.
+
+    Not by ``squash_mask``: it takes the weight from the class, which a copy shares with the layer under training.
+    """
+    weight = layer.weight.detach().clone()
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer.parametrizations
+    layer.weight = nn.Parameter(weight)
 
 
 def sparse_form(layer: nn.Module) -> SparseConv2d | SparseLinear | None:
