@@ -14,6 +14,7 @@ from bonn_plugin.recipe.schema import (
     ScheduleConfig,
     TrainingConfig,
 )
+from bonn_plugin.recipe.stages import earlier_recipes, needed_runs, recipe_of_run
 
 __all__ = [
     "CifarConfig",
@@ -28,7 +29,10 @@ __all__ = [
     "ScheduleConfig",
     "TrainingConfig",
     "dump_recipe",
+    "earlier_recipes",
     "load_recipe",
+    "needed_runs",
     "parse_recipe",
     "recipe_model",
+    "recipe_of_run",
 ]

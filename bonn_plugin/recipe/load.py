@@ -118,6 +118,8 @@ class _Validator:
             self.collect(("training", "schedule"), training.schedule.problems(training.epochs))
             for i, config in modifiers.items():
                 self.collect(("modifiers", i), config.problems(training.epochs, self.meant[:i]))
+        for i, config in modifiers.items():
+            self.collect(("modifiers", i), (((), message) for message in config.order_problems(self.meant[:i])))
         if model and data and data.classes is not None and data.classes != model.num_classes:
             self.add(
                 ("model", "num_classes"),

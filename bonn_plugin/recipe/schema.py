@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
+from pydantic import Discriminator, Field, PrivateAttr, SerializeAsAny, Tag, field_validator
 from timm.optim import list_optimizers
 
 from bonn_plugin.modifiers import near_names
-from bonn_plugin.modifiers.base import FrozenModel, ModifierConfig, Real
+from bonn_plugin.modifiers.base import FrozenModel, ModifierConfig, Real, RunOf
 from bonn_plugin.recipe.positions import Path, SourceMap
 
 Positive = Annotated[Real, Field(gt=0)]
@@ -25,6 +25,12 @@ filters, and all others."""
 ParameterRole = Literal["weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "group_sigma", "rest"]
 
 
+InitFrom = Annotated[
+    Annotated[str, Tag("a path")] | Annotated[RunOf, Tag("a run")],
+    Discriminator(lambda value: "a run" if isinstance(value, (dict, RunOf)) else "a path"),
+]
+
+
 class ModelConfig(FrozenModel):
     """The network.
 
@@ -33,14 +39,14 @@ class ModelConfig(FrozenModel):
         name: a name in timm's registry, where this package's networks stand too.
         num_classes: outputs of the classifier.
         args: further arguments of ``timm.create_model``, such as ``in_chans`` or ``drop_rate``.
-        init_from: where the weights start: a checkpoint folder or a .safetensors file.
+        init_from: where the weights start: a checkpoint folder, a .safetensors file, or the run of another recipe.
     """
 
     task: Literal["classification"] = "classification"
     name: Annotated[str, Field(min_length=1)]
     num_classes: Annotated[int, Field(ge=2, le=1_000_000)]
     args: dict[str, Any] = Field(default_factory=dict)
-    init_from: str | None = None
+    init_from: InitFrom | None = None
 
     @field_validator("args")
     @classmethod
@@ -172,11 +178,15 @@ class DigitsConfig(DataConfig):
     Attributes:
         size: height and width, in pixels.
         pad: random shifts by up to this many pixels while training.
+        per_class: training images of each class; None takes all, about 135. The test set stays the same.
+        subset_seed: which ones are taken.
     """
 
     name: Literal["digits"] = "digits"
     size: Annotated[int, Field(ge=8, le=512)] = 32
     pad: Annotated[int, Field(ge=0, le=64)] = 0
+    per_class: Annotated[int, Field(ge=1)] | None = None
+    subset_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @property
     def image_size(self) -> int:

@@ -3,24 +3,28 @@
 ``runner`` drives the epochs, a ``Task`` says what a batch, a loss and a measurement are.
 """
 
+from bonn_plugin.train.chain import EarlierRun, earlier_runs
 from bonn_plugin.train.classification import Classification, check_images
 from bonn_plugin.train.device import choose_device
 from bonn_plugin.train.evaluate import evaluate, evaluate_export
-from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, write_report
+from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, check_free, write_report
 from bonn_plugin.train.task import Scores, Step, Task
 
 __all__ = [
     "METRICS",
     "STATE",
     "Classification",
+    "EarlierRun",
     "Outcome",
     "Progress",
     "Runner",
     "Scores",
     "Step",
     "Task",
+    "check_free",
     "check_images",
     "choose_device",
+    "earlier_runs",
     "evaluate",
     "evaluate_export",
     "write_report",
