@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -140,7 +141,12 @@ def mean_average_precision(found: Sequence[Found], targets: Sequence[Target]) ->
 
     first = {int(target["image_id"]): i for i, target in reversed(list(enumerate(targets)))}
     chosen = sorted(first.values())
-    meter = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", backend="pycocotools", sync_on_compute=False)
+    meter = MeanAveragePrecision(
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),  # its own are float32: a recall of 1/5 misses 0.2
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),
+        backend="pycocotools",
+        sync_on_compute=False,
+    )
     meter.warn_on_many_detections = False
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its steps
         meter.update(
