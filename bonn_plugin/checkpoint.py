@@ -1,7 +1,8 @@
 """Packed checkpoints: a folder that rebuilds the model by itself, and says when it is damaged.
 
 ``model.safetensors`` holds the tensors, ``config.json`` the network's name, what stands where in it, the
-checksums, and the logits of a probe; ``recipe.yaml`` how it was made. Nothing in it is executed.
+checksums, and the logits of a probe, or what else a network has to prove itself by; ``recipe.yaml`` how it was
+made. Nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bonn_plugin.errors import CheckpointError, one_line
 from bonn_plugin.files import sha256, write_files
-from bonn_plugin.models import ModelBuildError, build_model
+from bonn_plugin.models import ModelBuildError
 from bonn_plugin.nn import Replacement, replace_module, replacement_class, stored_tensors
 from bonn_plugin.nn.resize import note_unpruned, resize, size_of, unpruned
-from bonn_plugin.recipe import ModelConfig, Recipe, dump_recipe
+from bonn_plugin.recipe import AnyModelConfig, NetworkConfig, Recipe, build_network, dump_recipe
 
 FORMAT = "bonn-packed-checkpoint"
 VERSION = 1
@@ -39,6 +40,15 @@ STATE_PARTS = {"session": dict, "model": OrderedDict, "optimizer": dict, "scaler
 PROBE_IMAGES = 2
 TOLERANCE = 1e-3
 """Largest relative difference of logits that another machine's float arithmetic explains."""
+
+
+@runtime_checkable
+class Probing(Protocol):
+    """A model whose outputs are not logits, and that has numbers to prove a copy of it equal."""
+
+    def probe(self, images: Tensor) -> Tensor:
+        """Return them for ``images``, (B, C, H, W), in eval mode."""
+        ...
 
 
 class _Probe(BaseModel):
@@ -61,7 +71,7 @@ class _Manifest(BaseModel):
     """What config.json must hold, whoever wrote it."""
 
     model_config = ConfigDict(strict=True, frozen=True)
-    model: ModelConfig
+    model: AnyModelConfig
     modules: dict[str, dict[str, Any]]
     pruned: dict[str, _Pruned] = Field(default_factory=dict)
     sha256: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], str]
@@ -85,7 +95,7 @@ class Verification:
     difference: float
 
 
-def save_packed(model: nn.Module, path: str | os.PathLike[str], source: Recipe | ModelConfig) -> Path:
+def save_packed(model: nn.Module, path: str | os.PathLike[str], source: Recipe | NetworkConfig) -> Path:
     """Write a converted model as a folder that ``load_packed`` rebuilds.
 
     Args:
@@ -179,9 +189,9 @@ def load_recipe_of(path: str | os.PathLike[str]) -> str | None:
     return _read(folder, RECIPE, config).decode() if RECIPE in config["sha256"] else None
 
 
-def model_config_of(path: str | os.PathLike[str]) -> ModelConfig:
+def model_config_of(path: str | os.PathLike[str]) -> NetworkConfig:
     """Return which network a checkpoint folder holds."""
-    return ModelConfig.model_validate(_read_config(Path(path))["model"])
+    return _model_config(_read_config(Path(path)))
 
 
 def input_shape_of(path: str | os.PathLike[str]) -> tuple[int, int, int]:
@@ -284,10 +294,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _model_config(config: Mapping[str, Any]) -> NetworkConfig:
+    return TypeAdapter[NetworkConfig](AnyModelConfig).validate_python(config["model"])
+
+
 def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
-    model_config = ModelConfig.model_validate(config["model"])
     try:
-        model = build_model(model_config.name, model_config.num_classes, model_config.args)
+        model = build_network(_model_config(config))
     except ModelBuildError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     for name, entry in config.get("pruned", {}).items():
@@ -382,7 +395,7 @@ def _digest(body: Mapping[str, Any]) -> str:
     return sha256(json.dumps(body, sort_keys=True).encode())
 
 
-def _input_shape(model: nn.Module, source: Recipe | ModelConfig) -> tuple[int, int, int]:
+def _input_shape(model: nn.Module, source: Recipe | NetworkConfig) -> tuple[int, int, int]:
     settings: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     channels, *size = settings.get("input_size", (3, 224, 224))
     args = source.model.args if isinstance(source, Recipe) else source.args
@@ -394,12 +407,13 @@ def _input_shape(model: nn.Module, source: Recipe | ModelConfig) -> tuple[int, i
 
 @torch.no_grad()
 def _probe(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Logits of reproducible noise; numpy keeps the stream of its generators from release to release."""
+    """Logits, or what a model has in their place, of noise; numpy keeps its generators' streams over releases."""
     noise = np.random.Generator(np.random.PCG64(0)).random(shape, dtype=np.float32) * 4 - 2
     device = next((t.tensor.device for _, t in stored_tensors(model)), torch.device("cpu"))
     training = model.training
     model.eval()
-    logits: Tensor = model(torch.from_numpy(noise).to(device))
+    images = torch.from_numpy(noise).to(device)
+    logits: Tensor = model.probe(images) if isinstance(model, Probing) else model(images)
     model.train(training)
     return logits.float().cpu()
 

@@ -154,24 +154,24 @@ def evaluate(
     device: Device = "auto",
     engine: Annotated[str, typer.Option(help="torch, or openvino for the folder's export.")] = "torch",
 ) -> None:
-    """Measure the accuracy of a packed checkpoint on the test set of its recipe."""
+    """Measure a packed checkpoint on the test set of its recipe: accuracy, or mAP of a detector."""
     from bonn_plugin.train import choose_device, evaluate_export
     from bonn_plugin.train import evaluate as run
 
     recipe = _carried(folder, overrides)
     if engine == "torch":
-        top1, top5, samples = run(folder, recipe, choose_device(device))
+        found = run(folder, recipe, choose_device(device))
     elif engine == "openvino":
-        top1, top5, samples = evaluate_export(folder, recipe)
+        found = evaluate_export(folder, recipe)
     else:
         raise BonnError(f"unknown engine {engine!r}: torch or openvino")
     by = "" if engine == "torch" else f" by {engine}"
-    console.print(f"{folder}{by}: top-1 {top1:.2f} %, top-5 {top5:.2f} % on {samples:,} test samples", markup=False)
+    console.print(f"{folder}{by}: {found.words} on {found.samples:,} test samples", markup=False)
 
 
 @app.command()
 def verify(folder: Folder, samples: SelfTestSamples = 64) -> None:
-    """Check a checkpoint's checksums and logits, and those of its export if it has one."""
+    """Check a checkpoint's checksums and outputs, and those of its export if it has one."""
     from bonn_plugin.checkpoint import load_packed, verify_packed
     from bonn_plugin.export.openvino import has_export, read_info, verify_export
 

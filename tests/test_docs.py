@@ -8,7 +8,7 @@ import torch
 
 from bonn_plugin import cli, parse_recipe
 from bonn_plugin.modifiers import registered_modifiers
-from bonn_plugin.recipe.schema import CifarConfig, DigitsConfig, ImageFolderConfig
+from bonn_plugin.recipe.data import CifarConfig, DigitsConfig, ImageFolderConfig
 
 ROOT = Path(__file__).parent.parent
 

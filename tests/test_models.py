@@ -89,3 +89,45 @@ def test_a_binarised_convolution_of_the_wide_resnet_sees_both_signs():
 def test_a_wide_resnet_that_makes_no_sense_is_refused(args):
     with pytest.raises(ValueError, match=r"6n|three stages|shortcut"):
         timm.create_model("bonn_wrn22_16", **args)
+
+
+@pytest.mark.parametrize("name", ["bonn_resnet18", "bonn_resnet34", "bonn_wrn22_16"])
+def test_intermediate_maps_are_those_of_the_stages(name):
+    model = timm.create_model(name).eval()
+    seen = {}
+    for entry in model.feature_info:
+        model.get_submodule(entry["module"]).register_forward_hook(
+            lambda m, a, out, n=entry["module"]: seen.setdefault(n, out)
+        )
+    x = torch.randn(1, 3, 64, 64)
+    last, maps = model.forward_intermediates(x)
+    assert len(maps) == len(model.feature_info)
+    for entry, made in zip(model.feature_info, maps, strict=True):
+        assert torch.equal(made, seen[entry["module"]])
+        assert made.shape == (1, entry["num_chs"], 64 // entry["reduction"], 64 // entry["reduction"])
+    assert torch.equal(last, model.forward_features(x))
+    assert torch.equal(model.forward_intermediates(x, norm=True, intermediates_only=True)[-1], last)
+    (only,) = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+    assert torch.equal(only, maps[1])
+    for indices in (2, [-2, -1]):
+        some = model.forward_intermediates(x, indices=indices, intermediates_only=True)
+        assert all(torch.equal(a, b) for a, b in zip(some, maps[-2:], strict=True))
+
+
+@pytest.mark.parametrize("name", ["bonn_resnet18", "bonn_wrn22_16"])
+@pytest.mark.parametrize("cls", ["getter", "list"])
+def test_timms_feature_getters_take_the_networks_and_leave_nothing_dead(name, cls):
+    body = timm.create_model(name, features_only=True, feature_cls=cls, out_indices=(0, 1))
+    maps = body(torch.randn(2, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == body.feature_info.channels()
+    assert [64 // m.shape[2] for m in maps] == body.feature_info.reduction()
+    sum(m.sum() for m in maps).backward()
+    assert not [n for n, p in body.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("indices", [[7], [-9], 0, 9, []])
+def test_a_map_that_is_not_there_is_refused(indices):
+    with pytest.raises(ValueError, match="feature maps"):
+        timm.create_model("bonn_wrn22_16").forward_intermediates(torch.zeros(1, 3, 16, 16), indices=indices)
+    with pytest.raises(ValueError, match="NCHW"):
+        timm.create_model("bonn_wrn22_16").forward_intermediates(torch.zeros(1, 3, 16, 16), output_fmt="NLC")

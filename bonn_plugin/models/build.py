@@ -15,7 +15,7 @@ from bonn_plugin.errors import BonnError
 
 
 class ModelBuildError(BonnError):
-    """A network that can't be made. ``key`` is the setting at fault: ``"name"`` or ``"args"``."""
+    """A network that can't be made. ``key`` is the setting at fault, such as ``"name"`` or ``"args"``."""
 
     def __init__(self, message: str, key: str) -> None:
         super().__init__(message)

@@ -82,12 +82,10 @@ class BonnResNet(ConvNet):
             self.feature_info.append({"num_chs": width, "reduction": 4 << i, "module": self.stages[i]})
         self._init_head(width, num_classes, global_pool, drop_rate)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to (B, C, H / 32, W / 32)."""
-        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
-        for stage in self.stages:
-            x = getattr(self, stage)(x)
-        return x
+    def forward_stem(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(B, in_chans, H, W) to [(B, C, H / 2, W / 2)] and its half."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        return [x], self.maxpool(x)
 
 
 default_cfgs = generate_default_cfgs(

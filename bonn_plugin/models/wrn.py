@@ -107,17 +107,22 @@ class BonnWideResNet(ConvNet):
             width = int(channels)
             setattr(self, self.stages[i], nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": width, "reduction": 1 << i, "module": self.stages[i]})
-        self.bn = nn.BatchNorm2d(width)
-        self.act = nn.ReLU()
+        self.bn: nn.Module = nn.BatchNorm2d(width)
+        self.act: nn.Module = nn.ReLU()
         self._init_head(width, num_classes, global_pool, 0.0)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to (B, C, H / 4, W / 4)."""
-        x = self.conv1(x)
-        for stage in self.stages:
-            x = getattr(self, stage)(x)
+    def forward_stem(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(B, in_chans, H, W) to no map and (B, C, H, W)."""
+        return [], self.conv1(x)
+
+    def forward_end(self, x: Tensor) -> Tensor:
+        """Return the last map after its norm and ReLU."""
         y: Tensor = self.act(self.bn(x))
         return y
+
+    def _prune_end(self) -> None:
+        self.bn = nn.Identity()
+        self.act = nn.Identity()
 
 
 _NAMES = ("bonn_wrn22_16", "bonn_wrn22_64", "bonn_wrn40_16")

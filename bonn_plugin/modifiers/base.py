@@ -110,6 +110,10 @@ class ModifierConfig(FrozenModel):
         """
         yield from ()
 
+    def refusal(self, task: str) -> str | None:
+        """Return why the modifier has no meaning in a network for ``task``, or None if it has one."""
+        return None
+
 
 class WindowConfig(ModifierConfig):
     """Settings of a modifier that is active in the epochs ``start <= epoch < end``."""

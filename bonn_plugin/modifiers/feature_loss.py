@@ -30,6 +30,12 @@ class FeatureLossConfig(WindowConfig):
     stage: ClassVar[Stage | None] = Stage.TRAIN
     shortest_window: ClassVar[int] = 2
 
+    def refusal(self, task: str) -> str | None:
+        """See ``ModifierConfig``: it needs one feature vector and one class an image."""
+        if task == "classification":
+            return None
+        return f"feature_loss pulls the features of an image to those of its class; in {task} an image has no one class"
+
 
 @register_modifier("feature_loss", FeatureLossConfig)
 class FeatureLoss(Modifier[FeatureLossConfig]):

@@ -48,7 +48,8 @@ def select_convolutions(
         model: the model; nothing is changed.
         targets: selectors: an exact name, ``re:`` and a pattern that matches the full name, or ``class:`` and
             a class name. None takes every plain convolution with a kernel larger than 1x1 that is neither
-            the network's first nor depthwise; grouped ones count in.
+            the network's first nor depthwise; grouped ones count in. A network that names the part of it that is
+            to be compressed, by an attribute ``compressible``, keeps None to that part.
         expect: how many must match.
 
     Raises:
@@ -56,7 +57,7 @@ def select_convolutions(
     """
     modules = {name: module for name, module in model.named_modules() if name}
     if targets is None:
-        chosen = [name for name in modules if _default_reason(modules, name) is None]
+        chosen = [name for name in modules if _default_reason(model, modules, name) is None]
         if not chosen:
             raise ModelError(
                 "no convolution is taken by default: none has a kernel larger than 1x1 and is neither the first "
@@ -103,7 +104,7 @@ def left_alone(model: nn.Module) -> list[LeftAlone]:
     """Return every convolution that stays in full precision in ``model``, with the reason by default rules."""
     modules = {name: module for name, module in model.named_modules() if name}
     return [
-        LeftAlone(name, _default_reason(modules, name) or "not selected")
+        LeftAlone(name, _default_reason(model, modules, name) or "not selected")
         for name, module in modules.items()
         if isinstance(module, nn.Conv2d)
     ]
@@ -159,7 +160,7 @@ def _match(modules: dict[str, nn.Module], selector: str) -> list[str]:
     return matched
 
 
-def _default_reason(modules: dict[str, nn.Module], name: str) -> str | None:
+def _default_reason(model: nn.Module, modules: dict[str, nn.Module], name: str) -> str | None:
     """Why the default leaves a module alone; None if it takes it."""
     module = modules[name]
     if isinstance(module, (SignInput, PackedConv2d, StoredSignConv2d)):
@@ -169,6 +170,9 @@ def _default_reason(modules: dict[str, nn.Module], name: str) -> str | None:
     first = next(n for n, m in modules.items() if isinstance(m, (nn.Conv2d, SignInput, PackedConv2d, StoredSignConv2d)))
     if name == first:
         return "the network's first convolution"
+    part = getattr(model, "compressible", "")
+    if part and not name.startswith(f"{part}."):
+        return f"outside of {part}"
     if max(module.kernel_size) == 1:
         return "1x1"
     if module.groups > 1 and module.groups == module.in_channels:

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from bonn_plugin.modifiers import near_names, registered_modifiers
 from bonn_plugin.modifiers.base import ModifierConfig
+from bonn_plugin.recipe.data import DATA_CONFIGS, DataConfig
+from bonn_plugin.recipe.model import MODEL_CONFIGS, NetworkConfig
 from bonn_plugin.recipe.positions import (
     LONGEST_RECIPE,
     Path,
@@ -25,7 +27,7 @@ from bonn_plugin.recipe.positions import (
     parse_yaml,
     plain_scalar,
 )
-from bonn_plugin.recipe.schema import DATA_CONFIGS, DataConfig, ModelConfig, Recipe, RecipeName, TrainingConfig
+from bonn_plugin.recipe.schema import Recipe, RecipeName, TrainingConfig
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -110,7 +112,7 @@ class _Validator:
                 self.add((), f"missing key {key!r} in the recipe")
         if "version" in raw and (type(raw["version"]) is not int or raw["version"] != 1):
             self.add(("version",), f"recipe version {raw['version']!r} is not known: this is version 1")
-        model = self.section(ModelConfig, raw, "model")
+        model = self.model(raw)
         training = self.section(TrainingConfig, raw, "training")
         data = self.data(raw)
         modifiers = self.modifiers(raw)
@@ -120,10 +122,19 @@ class _Validator:
                 self.collect(("modifiers", i), config.problems(training.epochs, self.meant[:i]))
         for i, config in modifiers.items():
             self.collect(("modifiers", i), (((), message) for message in config.order_problems(self.meant[:i])))
-        if model and data and data.classes is not None and data.classes != model.num_classes:
+        if model:
+            self.collect(("model",), model.problems())
+            for i, config in modifiers.items():
+                reason = config.refusal(model.task)
+                if reason is not None:
+                    self.add(("modifiers", i), reason)
+        if model and data and data.task != model.task:
+            self.add(("data", "name"), f"{data.name!r} is a data set for {data.task}, the model's task is {model.task}")
+        elif model and data and data.classes is not None and data.classes != model.num_classes:
             self.add(
                 ("model", "num_classes"),
-                f"num_classes is {model.num_classes}, the data set {data.name!r} has {data.classes} classes",
+                f"num_classes is {model.num_classes}, the data set {data.name!r} has {data.classes} classes"
+                + (", the background included" if data.task == "detection" else ""),
             )
         name = self.validate(RecipeName, {"name": raw["name"]}, ()) if "name" in raw else None
         recipe = None
@@ -143,6 +154,17 @@ class _Validator:
 
     def section(self, cls: type[M], raw: dict[str, Any], key: str) -> M | None:
         return self.validate(cls, raw[key], (key,)) if key in raw else None
+
+    def model(self, raw: dict[str, Any]) -> NetworkConfig | None:
+        """Validate the network as one of its task; without one it is a classifier."""
+        if "model" not in raw:
+            return None
+        said = raw["model"].get("task", "classification") if isinstance(raw["model"], dict) else "classification"
+        if not isinstance(said, str) or said not in MODEL_CONFIGS:
+            near = near_names(str(said), list(MODEL_CONFIGS)) or f" One of {', '.join(MODEL_CONFIGS)}"
+            self.add(("model", "task"), f"unknown task {said!r}.{near}")
+            return None
+        return self.validate(MODEL_CONFIGS[said], raw["model"], ("model",))
 
     def data(self, raw: dict[str, Any]) -> DataConfig | None:
         cls = self.chosen(raw.get("data"), ("data",), "name", DATA_CONFIGS, "data set") if "data" in raw else None

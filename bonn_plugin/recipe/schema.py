@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, PrivateAttr, SerializeAsAny, Tag, field_validator
+from pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
 from timm.optim import list_optimizers
 
 from bonn_plugin.modifiers import near_names
-from bonn_plugin.modifiers.base import FrozenModel, ModifierConfig, Real, RunOf
+from bonn_plugin.modifiers.base import FrozenModel, ModifierConfig, Real
+from bonn_plugin.recipe.data import DataConfig
+from bonn_plugin.recipe.model import NetworkConfig
 from bonn_plugin.recipe.positions import Path, SourceMap
 
 Positive = Annotated[Real, Field(gt=0)]
@@ -23,42 +24,6 @@ PARAMETER_ROLES = ("weight", "modulation", "mu", "sigma", "threshold", "feature_
 filters, and all others."""
 
 ParameterRole = Literal["weight", "modulation", "mu", "sigma", "threshold", "feature_sigma", "group_sigma", "rest"]
-
-
-InitFrom = Annotated[
-    Annotated[str, Tag("a path")] | Annotated[RunOf, Tag("a run")],
-    Discriminator(lambda value: "a run" if isinstance(value, (dict, RunOf)) else "a path"),
-]
-
-
-class ModelConfig(FrozenModel):
-    """The network.
-
-    Attributes:
-        task: what it is trained for.
-        name: a name in timm's registry, where this package's networks stand too.
-        num_classes: outputs of the classifier.
-        args: further arguments of ``timm.create_model``, such as ``in_chans`` or ``drop_rate``.
-        init_from: where the weights start: a checkpoint folder, a .safetensors file, or the run of another recipe.
-    """
-
-    task: Literal["classification"] = "classification"
-    name: Annotated[str, Field(min_length=1)]
-    num_classes: Annotated[int, Field(ge=2, le=1_000_000)]
-    args: dict[str, Any] = Field(default_factory=dict)
-    init_from: InitFrom | None = None
-
-    @field_validator("args")
-    @classmethod
-    def _not_elsewhere(cls, args: dict[str, Any]) -> dict[str, Any]:
-        for key in ("num_classes", "pretrained", "checkpoint_path", "pretrained_cfg", "features_only", "scriptable"):
-            if key in args:
-                raise ValueError(f"{key!r} is no network argument of a recipe")
-        for key, value in args.items():
-            for v in value if isinstance(value, list) else [value]:
-                if not isinstance(v, (bool, int, float, str)) or (isinstance(v, float) and not math.isfinite(v)):
-                    raise ValueError(f"{key!r} must be a number, a string, true, false, or a list of these")
-        return args
 
 
 class OptimizerConfig(FrozenModel):
@@ -151,109 +116,6 @@ class TrainingConfig(FrozenModel):
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
 
 
-class DataConfig(FrozenModel):
-    """What all data sets have in common; ``name`` tells which one.
-
-    Attributes:
-        workers: loader processes.
-    """
-
-    name: str
-    workers: Annotated[int, Field(ge=0, le=64)] = 0
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the network's input, in pixels."""
-        raise NotImplementedError
-
-    @property
-    def classes(self) -> int | None:
-        """Number of classes, None where only the folder tells."""
-        return None
-
-
-class DigitsConfig(DataConfig):
-    """scikit-learn's 1,797 handwritten digits, enlarged, three equal channels; a fixed stratified split.
-
-    Attributes:
-        size: height and width, in pixels.
-        pad: random shifts by up to this many pixels while training.
-        per_class: training images of each class; None takes all, about 135. The test set stays the same.
-        subset_seed: which ones are taken.
-    """
-
-    name: Literal["digits"] = "digits"
-    size: Annotated[int, Field(ge=8, le=512)] = 32
-    pad: Annotated[int, Field(ge=0, le=64)] = 0
-    per_class: Annotated[int, Field(ge=1)] | None = None
-    subset_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-
-    @property
-    def image_size(self) -> int:
-        """See ``DataConfig``."""
-        return self.size
-
-    @property
-    def classes(self) -> int | None:
-        """See ``DataConfig``."""
-        return 10
-
-
-class CifarConfig(DataConfig):
-    """CIFAR from a folder in torchvision's layout.
-
-    Attributes:
-        root: the folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``.
-        pad: zero padding before the random 32x32 crop.
-        flip: random horizontal flips.
-    """
-
-    name: Literal["cifar10", "cifar100"]
-    root: Annotated[str, Field(min_length=1)]
-    pad: Annotated[int, Field(ge=0, le=16)] = 4
-    flip: bool = True
-
-    @property
-    def image_size(self) -> int:
-        """See ``DataConfig``."""
-        return 32
-
-    @property
-    def classes(self) -> int | None:
-        """See ``DataConfig``."""
-        return 10 if self.name == "cifar10" else 100
-
-
-class ImageFolderConfig(DataConfig):
-    """A folder in ImageNet's layout: ``train/<class>/*.jpg`` and ``val/<class>/*.jpg``.
-
-    Attributes:
-        root: the folder that holds ``train`` and ``val``.
-        resize: shorter side before cropping, in pixels; None is ``crop`` * 256 / 224.
-        crop: height and width of the random crop in training and of the centre crop in evaluation.
-        flip: random horizontal flips.
-    """
-
-    name: Literal["imagefolder"] = "imagefolder"
-    root: Annotated[str, Field(min_length=1)]
-    resize: Annotated[int, Field(ge=8, le=4096)] | None = None
-    crop: Annotated[int, Field(ge=8, le=4096)] = 224
-    flip: bool = True
-
-    @property
-    def image_size(self) -> int:
-        """See ``DataConfig``."""
-        return self.crop
-
-
-DATA_CONFIGS: dict[str, type[DataConfig]] = {
-    "digits": DigitsConfig,
-    "cifar10": CifarConfig,
-    "cifar100": CifarConfig,
-    "imagefolder": ImageFolderConfig,
-}
-
-
 class RecipeName(FrozenModel):
     """The name of a run, which is also that of its folder."""
 
@@ -267,7 +129,7 @@ class Recipe(RecipeName):
     """
 
     version: Literal[1] = 1
-    model: ModelConfig
+    model: SerializeAsAny[NetworkConfig]
     data: SerializeAsAny[DataConfig]
     training: TrainingConfig
     modifiers: tuple[SerializeAsAny[ModifierConfig], ...] = ()

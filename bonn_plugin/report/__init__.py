@@ -2,7 +2,7 @@
 
 from bonn_plugin.report.ledger import Entry, Ledger, Rule, float32_file_bytes, ledger
 from bonn_plugin.report.merging import Unmerged, unmerged
-from bonn_plugin.report.model import Accuracy, Report, make_report
+from bonn_plugin.report.model import Accuracy, Precision, Report, make_report
 from bonn_plugin.report.plots import write_plots
 from bonn_plugin.report.render import to_markdown, to_terminal
 
@@ -10,6 +10,7 @@ __all__ = [
     "Accuracy",
     "Entry",
     "Ledger",
+    "Precision",
     "Report",
     "Rule",
     "Unmerged",

@@ -78,6 +78,10 @@ class Ledger:
         wanted = frozenset(roles)
         return tuple(entry for entry in self.entries if entry.role in wanted)
 
+    def within(self, module: str) -> Ledger:
+        """Return the ledger of a submodule."""
+        return Ledger(tuple(entry for entry in self.entries if entry.name.startswith(f"{module}.")))
+
     def rate(self, rule: Rule = Rule.PARAMETERS) -> float:
         """Return float32 bits of the original network over the bits needed now, under ``rule``."""
         counted = self.select(RULES[rule])

@@ -122,8 +122,34 @@ class PrunedRow(_Part):
     after: int
 
 
+class Precision(_Part):
+    """COCO's mean average precision from 0 to 1, as trained and reloaded from the files: over IoU 0.50 to 0.95, at 0.50
+    and at 0.75.
+
+    ``conversion_difference`` is the largest change of a head's raw output by passes that are not exact; 0 without such.
+    """
+
+    samples: int
+    trained_map: float
+    packed_map: float
+    trained_map50: float
+    packed_map50: float
+    trained_map75: float
+    packed_map75: float
+    identical_detections: bool
+    conversion_difference: float = 0.0
+
+
+class PartRates(_Part):
+    """The compression rates of a part of the network that has a name of its own."""
+
+    name: str
+    parameters: int
+    rates: tuple[RateRow, ...]
+
+
 class Report(_Part):
-    """Everything that ``bonn report`` shows."""
+    """Everything that ``bonn report`` shows; ``part`` is what was to be compressed, where that is not all."""
 
     name: str
     network: str
@@ -133,13 +159,14 @@ class Report(_Part):
     rates: tuple[RateRow, ...]
     files: FileSizes
     operations: Operations
-    accuracy: Accuracy | None
+    accuracy: Accuracy | Precision | None
     roles: tuple[RoleRow, ...]
     layers: tuple[LayerRow, ...]
     tensors: tuple[Entry, ...]
     notes: tuple[str, ...]
     merging: Merging | None = None
     pruned: tuple[PrunedRow, ...] = ()
+    part: PartRates | None = None
 
 
 def make_report(
@@ -150,7 +177,7 @@ def make_report(
     example: Tensor,
     weights_bytes: int,
     folder_bytes: int,
-    accuracy: Accuracy | None = None,
+    accuracy: Accuracy | Precision | None = None,
 ) -> Report:
     """Measure a converted model against the full-precision network that it came from.
 
@@ -216,6 +243,7 @@ def make_report(
         notes=_notes(whole, without, signs=any(getattr(m, "binarizes_input", False) for m in packed.modules())),
         merging=_merging(without) if without else None,
         pruned=_pruned(packed, original, example),
+        part=_part(getattr(packed, "compressible", ""), book, original),
     )
 
 
@@ -230,6 +258,13 @@ def _notes(whole: Macs, without: Unmerged | None, *, signs: bool) -> tuple[str, 
     if not whole.binary:
         return (SIGNS_NOTE,) if signs else (REAL_NOTE,)
     return (SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,)
+
+
+def _part(name: str, book: Ledger, original: nn.Module) -> PartRates | None:
+    if not name:
+        return None
+    parameters = sum(p.numel() for p in original.get_submodule(name).parameters())
+    return PartRates(name=name, parameters=parameters, rates=_rates(book.within(name)))
 
 
 def _rates(book: Ledger) -> tuple[RateRow, ...]:

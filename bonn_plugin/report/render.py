@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bonn_plugin.report.model import Accuracy, Merging, Report
+from bonn_plugin.report.model import Accuracy, Merging, PartRates, Precision, RateRow, Report
 
 
 @dataclass(frozen=True)
@@ -53,34 +53,54 @@ def _summary(report: Report) -> list[str]:
     ]
 
 
-def _lost(accuracy: Accuracy) -> tuple[tuple[str, ...], ...]:
-    if not accuracy.conversion_difference:
+def _measured(measured: Accuracy | Precision) -> Table:
+    samples = f"{measured.samples:,} test samples"
+    if isinstance(measured, Precision):
+        p = measured
+        return Table(
+            f"COCO's mean average precision on {samples}",
+            ("<", "mAP", "mAP50", "mAP75"),
+            (
+                ("as trained", f"{p.trained_map:.3f}", f"{p.trained_map50:.3f}", f"{p.trained_map75:.3f}"),
+                (_RELOADED, f"{p.packed_map:.3f}", f"{p.packed_map50:.3f}", f"{p.packed_map75:.3f}"),
+                ("boxes, scores and labels equal bit for bit", "yes" if p.identical_detections else "no", "", ""),
+                *_lost("a head's raw output", p.conversion_difference, 3),
+            ),
+        )
+    a = measured
+    return Table(
+        f"Accuracy on {samples}, in %",
+        ("<", "top-1", "top-5"),
+        (
+            ("as trained", f"{a.trained_top1:.2f}", f"{a.trained_top5:.2f}"),
+            (_RELOADED, f"{a.packed_top1:.2f}", f"{a.packed_top5:.2f}"),
+            ("logits equal bit for bit", "yes" if a.identical_logits else "no", ""),
+            *_lost("a logit", a.conversion_difference, 2),
+        ),
+    )
+
+
+_RELOADED = "packed, reloaded from the files"
+
+
+def _lost(what: str, difference: float, columns: int) -> tuple[tuple[str, ...], ...]:
+    if not difference:
         return ()
-    return (("largest change of a logit by the passes after training", f"{accuracy.conversion_difference:.3g}", ""),)
+    change = f"largest change of {what} by the passes after training"
+    return ((change, f"{difference:.3g}", *("" for _ in range(columns - 1))),)
 
 
 def _tables(report: Report) -> list[Table]:
     tables = []
     if report.accuracy:
-        a = report.accuracy
-        tables.append(
-            Table(
-                f"Accuracy on {a.samples:,} test samples, in %",
-                ("<", "top-1", "top-5"),
-                (
-                    ("as trained", f"{a.trained_top1:.2f}", f"{a.trained_top5:.2f}"),
-                    ("packed, reloaded from the files", f"{a.packed_top1:.2f}", f"{a.packed_top5:.2f}"),
-                    ("logits equal bit for bit", "yes" if a.identical_logits else "no", ""),
-                    *_lost(a),
-                ),
-            )
-        )
+        tables.append(_measured(report.accuracy))
     tables.append(
         Table(
             "Compression rate by what is counted",
             ("<counted", "float32", "now", "rate"),
             (
-                *((str(r.rule), _bits(r.original_bits), _bits(r.needed_bits), f"{r.rate:.2f}") for r in report.rates),
+                *(_rate(str(r.rule), r) for r in report.rates),
+                *_part_rates(report.part),
                 (
                     "bytes on disk, model.safetensors",
                     f"{report.files.float32:,} B",
@@ -188,6 +208,14 @@ def _merging_tables(report: Report, merging: Merging) -> list[Table]:
         ),
     )
     return [compared, layers]
+
+
+def _rate(counted: str, row: RateRow) -> tuple[str, ...]:
+    return counted, _bits(row.original_bits), _bits(row.needed_bits), f"{row.rate:.2f}"
+
+
+def _part_rates(part: PartRates | None) -> tuple[tuple[str, ...], ...]:
+    return () if part is None else tuple(_rate(f"{r.rule}, of {part.name} alone", r) for r in part.rates)
 
 
 def _bits(bits: int) -> str:

@@ -5,8 +5,9 @@
 
 from bonn_plugin.train.chain import EarlierRun, earlier_runs
 from bonn_plugin.train.classification import Classification, check_images
+from bonn_plugin.train.detection import Detection, equal_detections, mean_average_precision
 from bonn_plugin.train.device import choose_device
-from bonn_plugin.train.evaluate import evaluate, evaluate_export
+from bonn_plugin.train.evaluate import Evaluation, evaluate, evaluate_export
 from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, check_free, write_report
 from bonn_plugin.train.task import Scores, Step, Task
 
@@ -14,7 +15,9 @@ __all__ = [
     "METRICS",
     "STATE",
     "Classification",
+    "Detection",
     "EarlierRun",
+    "Evaluation",
     "Outcome",
     "Progress",
     "Runner",
@@ -25,7 +28,9 @@ __all__ = [
     "check_images",
     "choose_device",
     "earlier_runs",
+    "equal_detections",
     "evaluate",
     "evaluate_export",
+    "mean_average_precision",
     "write_report",
 ]

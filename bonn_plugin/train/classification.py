@@ -78,6 +78,10 @@ class Classification:
             top5.update(logits, labels)
         return {"test_top1": 100 * float(top1.compute()), "test_top5": 100 * float(top5.compute())}
 
+    def describe(self, scores: Scores) -> str:
+        """See ``Task``."""
+        return f"top-1 {scores['test_top1']:.2f} %, top-5 {scores['test_top5']:.2f} %"
+
     @torch.no_grad()
     def compare(self, trained: nn.Module, converted: nn.Module, packed: nn.Module, *, exact: bool) -> Accuracy:
         """See ``Task``."""

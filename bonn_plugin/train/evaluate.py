@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bonn_plugin.checkpoint import load_packed, model_config_of
+from bonn_plugin.errors import ExportError
 from bonn_plugin.export.openvino import load as load_export
 from bonn_plugin.recipe import Recipe
 from bonn_plugin.train.classification import Classification
+from bonn_plugin.train.task import Scores, Task
+from bonn_plugin.train.tasks import make_task
 
 
-def evaluate(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, float, int]:
-    """Return top-1 and top-5 in percent of a packed checkpoint on the recipe's test set, and its samples."""
+@dataclass(frozen=True)
+class Evaluation:
+    """Measurements on so many test samples, by name and in words."""
+
+    scores: Scores
+    samples: int
+    words: str
+
+
+def evaluate(folder: Path, recipe: Recipe, device: torch.device) -> Evaluation:
+    """Measure a packed checkpoint on the recipe's test set."""
     model = load_packed(folder, device)
     task = _task(folder, recipe)
-    scores = task.measure(model, device)
-    return scores["test_top1"], scores["test_top5"], task.sizes[1]
+    return _evaluation(task, task.measure(model, device))
 
 
-def evaluate_export(folder: Path, recipe: Recipe) -> tuple[float, float, int]:
-    """Return what ``evaluate`` does, of the folder's OpenVINO export."""
+def evaluate_export(folder: Path, recipe: Recipe) -> Evaluation:
+    """Do what ``evaluate`` does with the folder's OpenVINO export."""
     predict = load_export(folder)
     task = _task(folder, recipe)
-    scores = task.measure_by(predict)
-    return scores["test_top1"], scores["test_top5"], task.sizes[1]
+    if not isinstance(task, Classification):
+        raise ExportError(f"{folder}: the export of a {recipe.model.task} network can't be evaluated")
+    return _evaluation(task, task.measure_by(predict))
 
 
-def _task(folder: Path, recipe: Recipe) -> Classification:
-    model = recipe.model.model_copy(update={"num_classes": model_config_of(folder).num_classes})
-    changed = recipe.model_copy(update={"model": model})
-    return Classification(changed)
+def _evaluation(task: Task, scores: Scores) -> Evaluation:
+    return Evaluation(scores, task.sizes[1], task.describe(scores))
+
+
+def _task(folder: Path, recipe: Recipe) -> Task:
+    """Open the recipe's data for the network of the folder, whatever network the recipe names now."""
+    return make_task(recipe.model_copy(update={"model": model_config_of(folder)}))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from bonn_plugin.data import EpochSampler
 from bonn_plugin.errors import BonnError
 from bonn_plugin.recipe import Recipe
-from bonn_plugin.report import Accuracy
+from bonn_plugin.report import Accuracy, Precision
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,14 @@ class Task(Protocol):
         """Return the measurements of a model, which is put into eval mode, on the whole test set."""
         ...
 
-    def compare(self, trained: nn.Module, converted: nn.Module, packed: nn.Module, *, exact: bool) -> Accuracy:
-        """Return the accuracy of the trained network and of the checkpoint read back.
+    def describe(self, scores: Scores) -> str:
+        """Return the measurements in words, such as "top-1 91.20 %, top-5 99.80 %"."""
+        ...
+
+    def compare(
+        self, trained: nn.Module, converted: nn.Module, packed: nn.Module, *, exact: bool
+    ) -> Accuracy | Precision:
+        """Return the measurements of the trained network and of the checkpoint read back.
 
         Args:
             trained: the network in eval mode, on the CPU.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bonn_plugin.recipe import Recipe
 from bonn_plugin.train.classification import Classification
+from bonn_plugin.train.detection import Detection
 from bonn_plugin.train.task import Task
 
 
@@ -13,4 +14,6 @@ def make_task(recipe: Recipe, *, pin: bool = False) -> Task:
     Raises:
         DataError: the data set is not there, or does not fit the model.
     """
+    if recipe.model.task == "detection":
+        return Detection(recipe, pin=pin)
     return Classification(recipe, pin=pin)

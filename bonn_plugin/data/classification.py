@@ -1,22 +1,21 @@
-"""Data sets: scikit-learn's digits, CIFAR, and folders in ImageNet's layout."""
+"""Data sets for classification: scikit-learn's digits, CIFAR, and folders in ImageNet's layout."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sized
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
+from bonn_plugin.data.splits import Splits
 from bonn_plugin.errors import DataError, one_line
 from bonn_plugin.recipe import CifarConfig, DataConfig, DigitsConfig, ImageFolderConfig
 
@@ -24,43 +23,6 @@ DIGITS_SHARE_TEST = 0.25
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
-
-
-class SizedDataset(Protocol):
-    """A data set of (image (C, H, W) float32, label int) with a length."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Training set, test set, and the number of classes."""
-
-    train: SizedDataset
-    test: SizedDataset
-    classes: int
-
-
-class EpochSampler(Sampler[int]):
-    """A new order each epoch that depends on seed and epoch alone, so that a resumed run repeats it."""
-
-    def __init__(self, data: Sized, seed: int) -> None:
-        self.data = data
-        self.seed = seed
-        self.epoch = 0
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        yield from torch.randperm(len(self.data), generator=generator).tolist()
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of one epoch's order, augmentation and dropout."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
 
 
 def load_splits(config: DataConfig, num_classes: int) -> Splits:
@@ -80,38 +42,6 @@ def load_splits(config: DataConfig, num_classes: int) -> Splits:
     if splits.classes != num_classes:
         raise DataError(f"the data set has {splits.classes} classes, model.num_classes is {num_classes}")
     return splits
-
-
-def train_loader(
-    splits: Splits, batch_size: int, seed: int, workers: int, pin: bool = False
-) -> tuple[DataLoader[Any], EpochSampler]:
-    """Return the loader of training batches (B, C, H, W), (B,) and the sampler whose ``epoch`` orders them."""
-    sampler = EpochSampler(splits.train, seed)
-    loader = _Loader(
-        cast(Dataset[Any], splits.train),
-        batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        drop_last=True,
-        pin_memory=pin,
-    )
-    return loader, sampler
-
-
-def evaluation_loader(splits: Splits, batch_size: int, workers: int, pin: bool = False) -> DataLoader[Any]:
-    """Return the loader of all test samples in order."""
-    return _Loader(cast(Dataset[Any], splits.test), batch_size, num_workers=workers, pin_memory=pin)
-
-
-class _Loader(DataLoader[Any]):
-    """A loader whose workers' mistakes are one line too: torch puts their traceback into the message."""
-
-    def __iter__(self) -> Any:
-        try:
-            yield from super().__iter__()
-        except DataError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise DataError(last.removeprefix(f"{DataError.__module__}.{DataError.__qualname__}: ")) from None
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
