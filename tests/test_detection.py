@@ -103,18 +103,17 @@ def slow_average_precision(
     precision = right / np.arange(1, len(rows) + 1)
     recall = right / objects
     best = [float(precision[i:].max()) for i in range(len(rows))]
-    points = [
-        next((p for p, r in zip(best, recall, strict=True) if r >= at - 1e-12), 0.0) for at in np.linspace(0, 1, 101)
-    ]
-    return float(np.mean(points))
+    pairs = list(zip(best, recall, strict=True))
+    return float(np.mean([next((p for p, r in pairs if r >= at), 0.0) for at in np.linspace(0, 1, 101)]))
 
 
 def guesses(seed: int, ignored: bool) -> tuple[list[dict[str, Tensor]], list[Target]]:
     rng = np.random.default_rng(seed)
     found, targets = [], []
+    scores = iter(rng.permutation(2000) / 2000)  # none twice
     for i in range(12):
         boxes = rng.uniform(0, 60, (int(rng.integers(0, 5)), 4))
-        boxes[:, 2:] = boxes[:, :2] + rng.uniform(8, 40, boxes[:, 2:].shape)
+        boxes[:, 2:] = boxes[:, :2] + rng.uniform(20, 40, boxes[:, 2:].shape)
         labels = rng.integers(1, 4, len(boxes))
         objects = [
             Annotation(tuple(box), int(label), ignored and rng.random() < 0.3)
@@ -128,7 +127,7 @@ def guesses(seed: int, ignored: bool) -> tuple[list[dict[str, Tensor]], list[Tar
         found.append(
             {
                 "boxes": torch.tensor(made, dtype=torch.float32),
-                "scores": torch.tensor(rng.permutation(1000)[: len(made)] / 1000, dtype=torch.float32),
+                "scores": torch.tensor([next(scores) for _ in made], dtype=torch.float32),
                 "labels": torch.tensor(np.concatenate([kinds, rng.integers(1, 4, 4)])),
             }
         )
