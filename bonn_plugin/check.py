@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bonn_plugin.modifiers import InputSigns, LeftAlone, WindowConfig, left_alone, probe_input_signs
-from bonn_plugin.nn import BinaryConv2d
+from bonn_plugin.modifiers import Binarize, InputSigns, LeftAlone, WindowConfig, left_alone, probe_input_signs
+from bonn_plugin.nn import SignConv2d, SignInput
 from bonn_plugin.nn.operations import Macs, count_macs
 from bonn_plugin.recipe import Recipe
 from bonn_plugin.report.ledger import Ledger, ledger
@@ -24,10 +24,20 @@ class Layer:
     shape: tuple[int, ...]
     signs: InputSigns | None
     threshold: bool
+    real_weights: bool = False
+    activation: str | None = None
 
     @property
     def remark(self) -> str:
-        """What there is to say of its input."""
+        """What there is to say of its input, and of what is not as usual."""
+        more = [
+            "weights stay real" if self.real_weights else "",
+            f"{self.activation} becomes RPReLU" if self.activation else "",
+        ]
+        return "; ".join(part for part in (self._input, *more) if part)
+
+    @property
+    def _input(self) -> str:
         if self.signs is None:
             return "not reached by the forward pass"
         if not self.signs.one_sign:
@@ -72,15 +82,25 @@ def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
     parameters = sum(p.numel() for p in model.parameters())
     before = sum(count_macs(model, example).values(), Macs())
     session = Session(recipe, 1)
-    session.prepare(model, example)
+    session.prepare(model, example, training=False)
     session.param_groups()  # a learning rate for a role that nothing has is a mistake to tell now
-    names = tuple(BinaryConv2d.names_in(model))
+    names = tuple(SignInput.names_in(model))
     signs = probe_input_signs(model, names, example)
+    replaced = {n: a for m in session.modifiers if isinstance(m, Binarize) for n, a in m.replaced.items()}
     layers = []
     for name in names:
         layer = model.get_submodule(name)
-        assert isinstance(layer, BinaryConv2d)
-        layers.append(Layer(name, layer.geometry.weight_shape, signs.get(name), layer.threshold is not None))
+        assert isinstance(layer, SignInput)
+        layers.append(
+            Layer(
+                name,
+                layer.geometry.weight_shape,
+                signs.get(name),
+                layer.threshold is not None,
+                isinstance(layer, SignConv2d),
+                replaced.get(name),
+            )
+        )
     alone = tuple(left_alone(model))
     for modifier in session.modifiers:
         modifier.foresee()

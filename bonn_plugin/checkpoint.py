@@ -29,6 +29,7 @@ from bonn_plugin.errors import CheckpointError, one_line
 from bonn_plugin.files import sha256, write_files
 from bonn_plugin.models import ModelBuildError
 from bonn_plugin.nn import Replacement, replace_module, replacement_class, stored_tensors
+from bonn_plugin.nn.resize import note_unpruned, resize, size_of, unpruned
 from bonn_plugin.recipe import AnyModelConfig, NetworkConfig, Recipe, build_network, dump_recipe
 
 FORMAT = "bonn-packed-checkpoint"
@@ -58,12 +59,21 @@ class _Probe(BaseModel):
     logits: str
 
 
+class _Pruned(BaseModel):
+    """A module that lost channels: its size now, None where its replacement tells it, and its elements before."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    size: dict[str, dict[str, Any]] | None
+    elements: dict[str, Annotated[int, Field(ge=1)]]
+
+
 class _Manifest(BaseModel):
     """What config.json must hold, whoever wrote it."""
 
     model_config = ConfigDict(strict=True, frozen=True)
     model: AnyModelConfig
     modules: dict[str, dict[str, Any]]
+    pruned: dict[str, _Pruned] = Field(default_factory=dict)
     sha256: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], str]
     probe: _Probe
 
@@ -118,6 +128,7 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], source: Recipe |
             for name, module in model.named_modules()
             if isinstance(module, Replacement)
         },
+        **_pruned(model),
         "sha256": {WEIGHTS: sha256(weights)},
         "probe": {"shape": list(image), "logits": _encode(_probe(model, image))},
     }
@@ -202,8 +213,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if place.is_dir():
         state = place / "training" / "state.pt"
         if state.exists():
-            weights: dict[str, Tensor] = load_state(state)["model"]
-            return weights
+            return _unmasked(load_state(state)["model"])
         return _dense_state(load_packed(place))
     return _parse(_read_file(place), place)
 
@@ -229,7 +239,18 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-_PACKED = tuple(f".weight_{part}" for part in ("packed", "scale", "index", "sign", "kept"))
+def _unmasked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a training state by the names they have without masks, zeros where these are."""
+    latent, mask = ".parametrizations.weight.original", ".parametrizations.weight.0.mask"
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith((latent, mask))}
+    for name, tensor in state.items():
+        if name.endswith(latent):
+            layer = name.removesuffix(latent)
+            weights[f"{layer}.weight"] = tensor * state[layer + mask]
+    return weights
+
+
+_PACKED = tuple(f".weight_{part}" for part in ("packed", "scale", "index", "sign", "kept", "mask", "values"))
 
 
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:
@@ -268,7 +289,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         _Manifest.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        section, *inner = first["loc"]  # of the model pydantic names the task too, where the file has no such level
+        where = ".".join(map(str, (section, *(inner[1:] if section == "model" else inner))))
         raise CheckpointError(f"{place}: not the configuration of a checkpoint: {where}: {first['msg']}") from None
     return config
 
@@ -282,6 +304,14 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         model = build_network(_model_config(config))
     except ModelBuildError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    for name, entry in config.get("pruned", {}).items():
+        try:
+            module = model.get_submodule(name)
+            if entry["size"] is not None:
+                resize(module, entry["size"])
+            note_unpruned(module, entry["elements"])
+        except Exception as error:
+            raise CheckpointError(f"{folder / CONFIG}: module {name!r} can't be resized: {one_line(error)}") from error
     for name, entry in config["modules"].items():
         try:
             cls = replacement_class(entry["kind"])
@@ -293,6 +323,19 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     tensors = _parse(_read(folder, WEIGHTS, config), folder / WEIGHTS)
     _fill(model, tensors, folder / WEIGHTS)
     return model.eval()
+
+
+def _pruned(model: nn.Module) -> dict[str, Any]:
+    """Return the section on channels that were taken away; nothing where none were."""
+    found = {
+        name: {
+            "size": None if isinstance(module, Replacement) else size_of(module),
+            "elements": dict(unpruned(module)),
+        }
+        for name, module in model.named_modules()
+        if unpruned(module)
+    }
+    return {"pruned": found} if found else {}
 
 
 @torch.no_grad()

@@ -63,23 +63,35 @@ def compress(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that DIR holds.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Train as the recipe says, pack, save, verify and report."""
-    from bonn_plugin.train import Runner, choose_device
+    """Train as the recipe says, pack, save, verify and report.
+
+    What the recipe starts from or learns from by {recipe: NAME} is trained first, in folders beside DIR, unless it is
+    finished there; an interrupted one goes on by itself. --set changes RECIPE alone, none of the earlier ones.
+    """
+    from bonn_plugin.train import Runner, check_free, choose_device, earlier_runs
 
     loaded = _load(recipe, overrides)
     folder = out or Path("runs") / loaded.name
-    runner = Runner(loaded, folder, choose_device(device), ConsoleProgress())
+    place, progress = choose_device(device), ConsoleProgress()
+    earlier = list(earlier_runs(loaded, folder))
+    if not resume:
+        check_free(folder)
+    runner = None
     try:
+        for run in earlier:
+            run.complete(place, progress)
+        runner = Runner(loaded, folder, place, progress)
         runner.train(resume=resume)
         outcome = runner.finish()
     except KeyboardInterrupt:
+        saved = runner.saved if runner else 0
         again = ["bonn", "compress", recipe, "--out", str(folder)]
         again += [part for override in overrides or [] for part in ("--set", override)]
         again += [] if device == "auto" else ["--device", device]
-        again += ["--resume"] if runner.saved else []
-        done = (
-            f"{runner.saved} of {loaded.training.epochs} epochs are saved" if runner.saved else "nothing is saved yet"
-        )
+        again += ["--resume"] if saved or (resume and runner is None) else []
+        done = f"{saved} of {loaded.training.epochs} epochs are saved" if saved else "nothing is saved yet"
+        if runner is None:
+            done = "in a run that comes before, which keeps what it has saved"
         console.print(f"interrupted; {done}. Go on with: {shlex.join(again)}", markup=False)
         raise typer.Exit(130) from None
     from bonn_plugin.checkpoint import verify_packed
@@ -97,10 +109,17 @@ def check(
 ) -> None:
     """Show what a recipe would do: layers, windows, the compression rate to expect. No training."""
     from bonn_plugin.check import forecast
-    from bonn_plugin.recipe import recipe_model
+    from bonn_plugin.recipe import earlier_recipes, recipe_model
     from bonn_plugin.report import Rule
 
     loaded = _load(recipe, overrides)
+    for earlier in earlier_recipes(loaded):
+        rate = forecast(earlier, recipe_model(earlier)).book.rate()
+        console.print(
+            f"before it: {earlier.name}, {earlier.training.epochs} epochs, in a folder beside its own; "
+            f"rate by {Rule.PARAMETERS} {rate:.2f}",
+            markup=False,
+        )
     seen = forecast(loaded, recipe_model(loaded))
     console.print(f"{loaded.name}: {loaded.model.name}, {seen.parameters:,} parameters", markup=False)
     table = Table("layer", "weight", "input", title="binarised", title_justify="left")

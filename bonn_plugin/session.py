@@ -6,8 +6,11 @@ It keeps the order of the modifiers, the clock, the losses and the state.
 from __future__ import annotations
 
 import copy
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from bonn_plugin.errors import ModelError, SessionError
 from bonn_plugin.modifiers import Batch, Clock, ConvertContext, LossTerms, Modifier, PrepareContext, make_modifier
 from bonn_plugin.recipe import Recipe
+from bonn_plugin.teacher import TeacherLoader
 
 STATE_VERSION = 1
 
@@ -71,12 +75,22 @@ class Session:
             raise SessionError("there is no model yet: call session.prepare(model) first")
         return self._model
 
-    def prepare(self, model: nn.Module, example_input: Tensor | None = None) -> nn.Module:
+    def prepare(
+        self,
+        model: nn.Module,
+        example_input: Tensor | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        training: bool = True,
+    ) -> nn.Module:
         """Let each modifier change ``model``, in place; before the optimizer is made.
 
         Args:
             model: the network, its weights as they should start.
             example_input: (B, C, H, W); one of the recipe's image size is made where there is none.
+            folder: where this run goes, ``runs/NAME`` where not given: runs of other recipes that a modifier
+                needs lie beside it.
+            training: False where the network is only looked at: what only its training needs is not loaded.
 
         Returns:
             The same model.
@@ -89,7 +103,9 @@ class Session:
             raise SessionError("session.prepare was called before: one session serves one model")
         if example_input is None:
             example_input = self._example(model)
-        context = PrepareContext(example_input, self.clock.epochs)
+        place = Path("runs", self.recipe.name) if folder is None else Path(folder)
+        loader = TeacherLoader(self.recipe, place, example_input) if training else None
+        context = PrepareContext(example_input, self.clock.epochs, loader)
         for i, modifier in enumerate(self.modifiers):
             with self._placed(i):
                 modifier.prepare(model, context)
@@ -131,6 +147,8 @@ class Session:
     ) -> LossTerms:
         """Return the modifiers' losses of this step; add ``.total`` to the task's loss before ``backward``.
 
+        Where a modifier weights the task's own loss, take ``.with_task(loss)`` instead.
+
         Args:
             labels: class indices of the batch, (B,), which ``feature_loss`` needs.
             images: what the network was given, (B, C, H, W).
@@ -150,7 +168,8 @@ class Session:
                 for name, value in modifier.losses(batch).items():
                     terms[name] = terms[name] + value if name in terms else value
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return LossTerms(terms, torch.zeros((), device=device))
+        task_weight = math.prod(modifier.task_weight for modifier in self.modifiers if modifier.active)
+        return LossTerms(terms, torch.zeros((), device=device), task_weight)
 
     def before_step(self) -> None:
         """Call after ``backward`` and before ``optimizer.step()``, where a modifier asks for it."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("openvino")
 
-from bonn_plugin import ModelConfig, save_packed
+from bonn_plugin import ModelConfig, Session, parse_recipe, save_packed
 from bonn_plugin.errors import ExportError
 from bonn_plugin.export.binary import engine_computes
 from bonn_plugin.export.cut import Cut
@@ -25,7 +25,18 @@ from bonn_plugin.export.lowering import build_graph
 from bonn_plugin.export.openvino import export_openvino, load, read_info, verify_export
 from bonn_plugin.export.selftest import self_test
 from bonn_plugin.models import build_model
-from bonn_plugin.nn import BinaryConv2d, ConvGeometry, PackedConv2d, replace_module
+from bonn_plugin.nn import (
+    BinaryConv2d,
+    ConvGeometry,
+    PackedConv2d,
+    RPReLU,
+    SignInput,
+    SparseConv2d,
+    SparseLinear,
+    StoredSignConv2d,
+    replace_module,
+)
+from bonn_plugin.recipe import recipe_model
 
 TOLERANCE = 1e-4
 
@@ -603,3 +614,39 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "taken\n")
+
+
+@pytest.mark.parametrize("weights", ["binary", "real"])
+def test_reactnets_parts_and_sparse_layers_are_exported(weights: str, tmp_path: Path) -> None:
+    text = f"""version: 1
+name: parts
+model: {{name: bonn_resnet18, num_classes: 10, args: {{widths: [8, 16, 16, 24]}}}}
+data: {{name: digits, size: 64}}
+training: {{epochs: 1, batch_size: 8, optimizer: {{name: adam, lr: 1e-3}}}}
+modifiers:
+  - {{type: binarize, weights: {weights}, activation: rprelu, threshold: always}}
+  - {{type: magnitude_prune, sparsity: 0.6}}
+"""
+    torch.manual_seed(0)
+    recipe = parse_recipe(text)
+    session = Session(recipe, 1)
+    session.prepare(recipe_model(recipe))
+    stir(session.model)
+    for module in session.model.modules():
+        if isinstance(module, RPReLU):
+            for parameter in module.parameters():
+                nn.init.uniform_(parameter, -0.3, 0.5)
+        if isinstance(module, SignInput):
+            assert module.threshold is not None
+            nn.init.normal_(module.threshold, 0.1, 0.2)
+    for modifier in session.modifiers:
+        modifier.foresee()
+    model = session.convert()
+    kinds = {type(m) for m in model.modules()}
+    assert {RPReLU, SparseConv2d, SparseLinear} <= kinds
+    assert (StoredSignConv2d if weights == "real" else PackedConv2d) in kinds
+    x = images(5, 3, 64, 64)
+    info = export_openvino(model, tmp_path, (1, 3, 64, 64), [x])
+    assert info.self_test.agreement == 100
+    with torch.no_grad():
+        assert (load(tmp_path)(x) - model(x)).abs().max() <= 5 * TOLERANCE

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
@@ -71,9 +72,26 @@ def _digits(config: DigitsConfig) -> Splits:
     mean, std = 0.3053, 0.3760  # of the 8x8 pixels, from 0 to 1
     images = ((images - mean) / std).expand(-1, 3, -1, -1).contiguous()
     train, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_SHARE_TEST, stratify=labels, random_state=0)
+    if config.per_class is not None:
+        train = _some_of_each_class(train, labels[train], config.per_class, config.subset_seed)
     y = torch.from_numpy(labels).long()
     shift = v2.RandomCrop(config.size, padding=config.pad, fill=-mean / std) if config.pad else None
     return Splits(_Transformed(images[train], y[train], shift), _Transformed(images[test], y[test], None), 10)
+
+
+def _some_of_each_class(
+    places: NDArray[np.int64], labels: NDArray[np.int64], count: int, seed: int
+) -> NDArray[np.int64]:
+    """Return ``count`` of ``places`` for each of their ``labels``, in their old order."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < count:
+            raise DataError(f"per_class is {count}, the training set has {len(members)} images of class {label}")
+        chosen.append(generator.permutation(members)[:count])
+    some: NDArray[np.int64] = places[np.sort(np.concatenate(chosen))]
+    return some
 
 
 def _cifar(config: CifarConfig) -> Splits:

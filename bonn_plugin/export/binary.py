@@ -139,11 +139,16 @@ def _inside(g: ConvGeometry, size: tuple[int, ...]) -> Tensor:
     )
 
 
-def _by_floats(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tensor | None, x: Value) -> Value:
+def lower_signs(b: GraphBuilder, threshold: Tensor | None, x: Value) -> Value:
+    """Lower sign(x - t) to ±1 in float32."""
     # Not FakeQuantize: as float arithmetic it divides by the width of its range, which is 0.
     at = b.constant(0.0, like=x) if threshold is None else b.channels(threshold)
     positive = b.ops.greater_equal(x, at)
-    a = b.name(b.ops.select(positive, b.constant(1.0, like=x), b.constant(-1.0, like=x)), ".sign")
+    return b.name(b.ops.select(positive, b.constant(1.0, like=x), b.constant(-1.0, like=x)), ".sign")
+
+
+def _by_floats(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tensor | None, x: Value) -> Value:
+    a = lower_signs(b, threshold, x)
     bits = b.ops.convert(b.bits(signs, lowest_first=False), "f32")
     weight: Any = b.ops.subtract(b.ops.multiply(bits, b.constant(2.0)), b.constant(1.0))
     (sh, sw), (ph, pw), (dh, dw) = g.stride, g.padding, g.dilation
@@ -154,4 +159,4 @@ def _by_floats(b: GraphBuilder, g: ConvGeometry, signs: Tensor, threshold: Tenso
     return b.name(b.ops.group_convolution(a, b.reshape(weight.output(0), grouped), *args))
 
 
-__all__ = ["BINARY", "FLOAT", "engine_computes", "lower_packed"]
+__all__ = ["BINARY", "FLOAT", "engine_computes", "lower_packed", "lower_signs"]

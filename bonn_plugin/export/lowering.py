@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bonn_plugin.errors import ExportError
-from bonn_plugin.export.binary import lower_packed
+from bonn_plugin.export.binary import lower_packed, lower_signs
 from bonn_plugin.export.builder import GraphBuilder, Value, batch_norm_affine, pair, shape_of
 from bonn_plugin.export.trace import trace
-from bonn_plugin.nn import PackedConv2d
+from bonn_plugin.nn import PackedConv2d, RPReLU, SparseConv2d, SparseLinear, StoredSignConv2d
 
 Lowering = Callable[..., Any]
 MODULES: dict[type[nn.Module], Lowering] = {}
@@ -171,6 +171,24 @@ def _function(*keys: Any) -> Callable[[Lowering], Lowering]:
 MODULES[PackedConv2d] = lower_packed
 
 
+@_module(StoredSignConv2d)
+def _sign_conv_module(b: GraphBuilder, m: StoredSignConv2d, x: Value) -> Value:
+    g = m.geometry
+    signs = lower_signs(b, m.threshold, x)
+    return _conv(b, signs, m.weight, m.bias, g.stride, g.padding, g.dilation, g.groups)
+
+
+@_module(SparseConv2d)
+def _sparse_conv_module(b: GraphBuilder, m: SparseConv2d, x: Value) -> Value:
+    g = m.geometry
+    return _conv(b, x, m.dense_weight(), m.bias, g.stride, g.padding, g.dilation, g.groups)
+
+
+@_module(SparseLinear)
+def _sparse_linear_module(b: GraphBuilder, m: SparseLinear, x: Value) -> Value:
+    return _linear(b, x, m.dense_weight(), m.bias)
+
+
 @_module(nn.Conv2d)
 def _conv_module(b: GraphBuilder, m: nn.Conv2d, x: Value) -> Value:
     if m.padding_mode != "zeros":
@@ -269,6 +287,13 @@ def _prelu_module(b: GraphBuilder, m: nn.PReLU, x: Value) -> Value:
 @_function(F.prelu, torch.prelu)
 def _prelu(b: GraphBuilder, input: Value, weight: Tensor) -> Value:
     return b.name(b.ops.prelu(input, b.constant(weight.reshape(-1))))
+
+
+@_module(RPReLU)
+def _rprelu_module(b: GraphBuilder, m: RPReLU, x: Value) -> Value:
+    shifted = b.ops.subtract(x, b.channels(m.shift_in)).output(0)
+    bent = b.ops.prelu(shifted, b.constant(m.weight.reshape(-1))).output(0)
+    return b.name(b.ops.add(bent, b.channels(m.shift_out)))
 
 
 @_module(nn.LeakyReLU)

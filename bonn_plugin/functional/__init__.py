@@ -10,6 +10,7 @@ from bonn_plugin.functional.binarize import (
     sign_weight,
 )
 from bonn_plugin.functional.convolution import convolve_signs
+from bonn_plugin.functional.distillation import distillation_loss
 from bonn_plugin.functional.grouping import (
     group_count,
     group_filters,
@@ -26,6 +27,7 @@ __all__ = [
     "binarize_activation",
     "binarize_weight",
     "convolve_signs",
+    "distillation_loss",
     "feature_loss",
     "group_count",
     "group_filters",

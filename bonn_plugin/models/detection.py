@@ -298,7 +298,7 @@ def _fcos(backbone: Backbone, classes: int, settings: DetectorSettings, scaling:
 def _retinanet(backbone: Backbone, classes: int, settings: DetectorSettings, scaling: dict[str, Any]) -> Detector:
     sizes = tuple(tuple(side * octave for octave in OCTAVE) for side in _sides(settings))
     anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
-    norm = partial(nn.GroupNorm, 32)  # batches of a few large images: torchvision's own choice for its second version
+    norm = partial(nn.GroupNorm, settings.fpn // 8)  # batches are small: as in torchvision's second version
     return _RetinaNet(
         backbone,
         classes,

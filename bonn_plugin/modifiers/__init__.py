@@ -8,35 +8,50 @@ from bonn_plugin.modifiers.base import (
     Modifier,
     ModifierConfig,
     PrepareContext,
+    RunOf,
+    Stage,
     WindowConfig,
     make_modifier,
     register_modifier,
     registered_modifiers,
 )
 from bonn_plugin.modifiers.binarize import Binarize, BinarizeConfig, InputSigns, probe_input_signs
+from bonn_plugin.modifiers.channel_prune import ChannelPrune, ChannelPruneConfig
+from bonn_plugin.modifiers.distill import Distill, DistillConfig, FolderOf, TimmNetwork
 from bonn_plugin.modifiers.feature_loss import FeatureLoss, FeatureLossConfig
 from bonn_plugin.modifiers.filter_merge import FilterMergeConfig, FilterMergeModifier
 from bonn_plugin.modifiers.kernel_loss import KernelLoss, KernelLossConfig, model_kernel_loss
+from bonn_plugin.modifiers.magnitude_prune import MagnitudePrune, MagnitudePruneConfig
 from bonn_plugin.modifiers.select import LeftAlone, left_alone, near_names, select_convolutions
 
 __all__ = [
     "Batch",
     "Binarize",
     "BinarizeConfig",
+    "ChannelPrune",
+    "ChannelPruneConfig",
     "Clock",
     "ConvertContext",
+    "Distill",
+    "DistillConfig",
     "FeatureLoss",
     "FeatureLossConfig",
     "FilterMergeConfig",
     "FilterMergeModifier",
+    "FolderOf",
     "InputSigns",
     "KernelLoss",
     "KernelLossConfig",
     "LeftAlone",
     "LossTerms",
+    "MagnitudePrune",
+    "MagnitudePruneConfig",
     "Modifier",
     "ModifierConfig",
     "PrepareContext",
+    "RunOf",
+    "Stage",
+    "TimmNetwork",
     "WindowConfig",
     "left_alone",
     "make_modifier",

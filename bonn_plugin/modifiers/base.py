@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -37,10 +39,67 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class RunOf(FrozenModel):
+    """The run of another recipe, which is trained first.
+
+    Attributes:
+        recipe: a recipe file, or the name of a shipped recipe. Its folder lies beside that of the run which names it.
+    """
+
+    recipe: Annotated[str, Field(min_length=1)]
+
+
+class Stage(IntEnum):
+    """What a modifier works on, in the order in which they must stand in a recipe."""
+
+    SHRINK = 1
+    """The real-valued network, whose channels it takes away."""
+    BINARIZE = 2
+    """Real-valued convolutions, which it makes 1-bit."""
+    TRAIN = 3
+    """The network as it is trained: losses, merging, pruning of what stays real."""
+    STORE = 4
+    """What stays real after the training, in another number format."""
+
+    @property
+    def reason(self) -> str:
+        """Why a modifier of this stage can't follow a later one."""
+        return {
+            Stage.SHRINK: "it takes channels from the real-valued network",
+            Stage.BINARIZE: "it takes real-valued convolutions",
+            Stage.TRAIN: "it works while the network is trained",
+            Stage.STORE: "it comes last",
+        }[self]
+
+
 class ModifierConfig(FrozenModel):
-    """Settings of a modifier; subclasses add their own keys."""
+    """Settings of a modifier; subclasses add their own keys.
+
+    Attributes:
+        stage: its place in a recipe: no modifier may stand behind one of a later stage. None is anywhere.
+        needs: types of which one must stand before it, each with the reason.
+    """
+
+    stage: ClassVar[Stage | None] = None
+    needs: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     type: str
+
+    def order_problems(self, before: tuple[ModifierConfig, ...]) -> Iterator[str]:
+        """Yield why it can't stand behind ``before``, the modifiers earlier in the list."""
+        types = [config.type for config in before]
+        for needed, reason in self.needs.items():
+            if needed not in types:
+                yield f"{self.type} needs a {needed} before it in the list: {reason}"
+        if self.stage is not None:
+            for config in before:
+                if config.stage is not None and config.stage > self.stage and self.type not in config.needs:
+                    yield f"{self.type} must stand before {config.type} in the list: {self.stage.reason}"
+                    return
+
+    def runs(self) -> Iterator[tuple[Path, RunOf]]:
+        """Yield (path within these settings, run) for each run of another recipe that must be there before."""
+        yield from ()
 
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
         """Yield (path within these settings, message) for what does not fit the rest of the recipe.
@@ -108,14 +167,33 @@ class LossTerms:
 
     Attributes:
         terms: scalars by name, such as ``"kernel"``.
+        task_weight: what the task's own loss is multiplied by; 1 unless a modifier takes its place.
     """
 
     terms: Mapping[str, Tensor]
     zero: Tensor = field(default_factory=lambda: torch.zeros(()))
+    task_weight: float = 1.0
 
     @property
     def total(self) -> Tensor:
-        """Sum of the terms, a scalar with gradient; 0 when no modifier is active."""
+        """Sum of the terms, a scalar with gradient; 0 when no modifier is active.
+
+        Raises:
+            SessionError: a modifier weights the task's own loss, which a sum can't do.
+        """
+        if self.task_weight != 1:
+            raise SessionError(
+                f"the task's loss has the weight {self.task_weight:g} in this epoch: write "
+                "`loss = session.loss(...).with_task(task_loss)` instead of adding .total"
+            )
+        return self._sum
+
+    def with_task(self, loss: Tensor) -> Tensor:
+        """Return the terms and the task's ``loss``, a scalar, with its weight."""
+        return self._sum + (self.task_weight * loss if self.task_weight else 0.0)
+
+    @property
+    def _sum(self) -> Tensor:
         return sum(self.terms.values(), self.zero)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -139,10 +217,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class PrepareContext:
-    """What a modifier may use in ``prepare``: a random input of the right shape, and the training's length."""
+    """What a modifier may use in ``prepare``.
+
+    Attributes:
+        example_input: a random input of the right shape, (B, C, H, W).
+        epochs: the training's length.
+        load_teacher: returns the network that a ``TeacherSource`` of ``distill`` names; None where the model is
+            only looked at.
+    """
 
     example_input: Tensor | None
     epochs: int
+    load_teacher: Callable[[Any], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +278,11 @@ class Modifier(Generic[C]):
 
     def detach(self) -> None:
         """Take the hooks away: ``convert`` works on a copy that must not carry them."""
+
+    @property
+    def task_weight(self) -> float:
+        """What the task's own loss is multiplied by while the modifier is active."""
+        return 1.0
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return modules with parameters and state of the modifier's own, outside the model, by name."""

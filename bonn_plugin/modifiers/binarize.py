@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from bonn_plugin.errors import ModelError
 from bonn_plugin.functional import Ste
+from bonn_plugin.modifiers.activations import following_activations
 from bonn_plugin.modifiers.base import (
     ConvertContext,
     Modifier,
@@ -19,10 +21,11 @@ from bonn_plugin.modifiers.base import (
     Path,
     PrepareContext,
     Real,
+    Stage,
     register_modifier,
 )
 from bonn_plugin.modifiers.select import select_convolutions, selector_problem
-from bonn_plugin.nn import BinaryConv2d, replace_module
+from bonn_plugin.nn import BinaryConv2d, RPReLU, SignConv2d, SignInput, replace_module
 
 Threshold = Literal["auto", "always", "never"]
 
@@ -36,6 +39,9 @@ class BinarizeConfig(ModifierConfig):
         ste: gradient of the activation's sign.
         bound: half width of the clip gradient.
         threshold: a learned threshold per input channel: ``auto`` where a probe sees one sign only.
+        threshold_init: its first value: the channel's ``mean`` in the first batches, or ``zero`` (ReActNet's RSign).
+        weights: ``real`` binarises the activations alone: the first step of training in two.
+        activation: ``rprelu`` puts ReActNet's RPReLU in the place of the activation behind each convolution.
     """
 
     type: Literal["binarize"] = "binarize"
@@ -44,6 +50,11 @@ class BinarizeConfig(ModifierConfig):
     ste: Ste = "clip"
     bound: Annotated[Real, Field(gt=0)] = 1.0
     threshold: Threshold = "auto"
+    threshold_init: Literal["mean", "zero"] = "mean"
+    weights: Literal["binary", "real"] = "binary"
+    activation: Literal["keep", "rprelu"] = "keep"
+
+    stage: ClassVar[Stage | None] = Stage.BINARIZE
 
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
         """See ``ModifierConfig.problems``."""
@@ -53,6 +64,8 @@ class BinarizeConfig(ModifierConfig):
                 yield ("targets", i), problem
         if self.ste == "polynomial" and self.bound != 1.0:
             yield ("bound",), "the polynomial gradient has a fixed bound of 1"
+        if self.threshold == "never" and "threshold_init" in self.model_fields_set:
+            yield ("threshold_init",), "there is no threshold to give a first value: threshold is 'never'"
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,15 @@ class InputSigns:
 
 @register_modifier("binarize", BinarizeConfig)
 class Binarize(Modifier[BinarizeConfig]):
-    """Replaces convolutions by ``BinaryConv2d`` in ``prepare`` and packs them in ``convert``."""
+    """Replaces convolutions by ``BinaryConv2d`` (or ``SignConv2d``) in ``prepare`` and packs them in ``convert``.
+
+    Attributes:
+        names: the convolutions.
+        replaced: the activations that became an RPReLU, by the convolution they follow.
+    """
 
     names: tuple[str, ...] = ()
+    replaced: Mapping[str, str] = MappingProxyType({})
 
     def prepare(self, model: nn.Module, context: PrepareContext) -> None:
         """Swap the selected convolutions; see ``Modifier.prepare``."""
@@ -84,8 +103,11 @@ class Binarize(Modifier[BinarizeConfig]):
                 ("threshold",),
             )
         self.names = tuple(convolutions)
+        if config.activation == "rprelu":
+            self._replace_activations(model, context)
+        layer_class = BinaryConv2d if config.weights == "binary" else SignConv2d
         for name, conv in convolutions.items():
-            replace_module(model, name, BinaryConv2d(conv, ste=config.ste, bound=config.bound))
+            replace_module(model, name, layer_class(conv, ste=config.ste, bound=config.bound))
         if config.threshold == "never":
             return
         signs = {}
@@ -95,14 +117,22 @@ class Binarize(Modifier[BinarizeConfig]):
         for name in self.names:
             if config.threshold == "always" or name not in signs or signs[name].one_sign:
                 layer = model.get_submodule(name)
-                assert isinstance(layer, BinaryConv2d)
-                layer.add_threshold()
+                assert isinstance(layer, SignInput)
+                layer.add_threshold(from_input=config.threshold_init == "mean")
+
+    def _replace_activations(self, model: nn.Module, context: PrepareContext) -> None:
+        if context.example_input is None:
+            raise ModelError("activation 'rprelu' needs a look at the network: pass example_inputs", ("activation",))
+        following = following_activations(model, self.names, context.example_input)
+        self.replaced = {name: found.name for name, found in following.items()}
+        for found in dict.fromkeys(following.values()):
+            replace_module(model, found.name, RPReLU.like(model.get_submodule(found.name), found.channels))
 
     def convert(self, model: nn.Module, context: ConvertContext) -> None:
-        """Replace each ``BinaryConv2d`` by its packed layer."""
+        """Replace each layer by the one that is stored."""
         for name in self.names:
             layer = model.get_submodule(name)
-            assert isinstance(layer, BinaryConv2d)
+            assert isinstance(layer, (BinaryConv2d, SignConv2d))
             replace_module(model, name, layer.pack())
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bonn_plugin.errors import ModelError, SessionError
-from bonn_plugin.modifiers.base import Batch, Modifier, PrepareContext, Real, WindowConfig, register_modifier
+from bonn_plugin.modifiers.base import Batch, Modifier, PrepareContext, Real, Stage, WindowConfig, register_modifier
 from bonn_plugin.nn.features import FeatureClusters, FeatureTap
 
 
@@ -27,6 +27,7 @@ class FeatureLossConfig(WindowConfig):
     theta: Annotated[Real, Field(gt=0)]
     center_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
 
+    stage: ClassVar[Stage | None] = Stage.TRAIN
     shortest_window: ClassVar[int] = 2
 
     def refusal(self, task: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Discriminator, Field, Tag
@@ -17,6 +17,7 @@ from bonn_plugin.modifiers.base import (
     ModifierConfig,
     Path,
     PrepareContext,
+    Stage,
     WindowConfig,
     register_modifier,
 )
@@ -61,11 +62,12 @@ class FilterMergeConfig(WindowConfig):
     others: Literal["share", "zero"] = "share"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
+    stage: ClassVar[Stage | None] = Stage.TRAIN
+    needs: ClassVar[Mapping[str, str]] = {"binarize": "it merges 1-bit filters"}
+
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
         """See ``ModifierConfig.problems``."""
         yield from super().problems(epochs, before)
-        if not any(config.type == "binarize" for config in before):
-            yield (), "filter_merge needs a binarize before it in the list: it merges 1-bit filters"
         if isinstance(self.keep, dict):
             if self.sensitivity:
                 yield ("sensitivity",), "sensitivity chooses the shares of the layers: keep must be one number then"

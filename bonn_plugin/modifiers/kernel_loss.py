@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,10 +13,9 @@ from bonn_plugin.functional import kernel_loss
 from bonn_plugin.modifiers.base import (
     Batch,
     Modifier,
-    ModifierConfig,
-    Path,
     PrepareContext,
     Real,
+    Stage,
     WindowConfig,
     register_modifier,
 )
@@ -37,11 +36,8 @@ class KernelLossConfig(WindowConfig):
     nu: Annotated[Real, Field(gt=0)]
     sigma_floor: Annotated[Real, Field(gt=0)] = 1e-4
 
-    def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
-        """See ``ModifierConfig.problems``."""
-        yield from super().problems(epochs, before)
-        if not any(config.type == "binarize" for config in before):
-            yield (), "kernel_loss needs a binarize before it in the list: its loss is over 1-bit kernels"
+    stage: ClassVar[Stage | None] = Stage.TRAIN
+    needs: ClassVar[Mapping[str, str]] = {"binarize": "its loss is over 1-bit kernels"}
 
 
 @register_modifier("kernel_loss", KernelLossConfig)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bonn_plugin.errors import ModelError
-from bonn_plugin.nn import BinaryConv2d, ConvGeometry, PackedConv2d
+from bonn_plugin.nn import ConvGeometry, PackedConv2d, SignInput, StoredSignConv2d
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def select_convolutions(
     convolutions: dict[str, nn.Conv2d] = {}
     for name in chosen:
         module = modules[name]
-        if isinstance(module, (BinaryConv2d, PackedConv2d)):
+        if isinstance(module, (SignInput, PackedConv2d, StoredSignConv2d)):
             raise ModelError(f"{name} is binarised already: binarising a module twice is an error", ("targets",))
         reason = unfit_reason(module)
         if reason is not None:
@@ -131,7 +131,9 @@ def near_names(name: str, names: Sequence[str]) -> str:
 
 def _match(modules: dict[str, nn.Module], selector: str) -> list[str]:
     kind, colon, rest = selector.partition(":")
-    convolutions = [name for name, m in modules.items() if isinstance(m, (nn.Conv2d, BinaryConv2d, PackedConv2d))]
+    convolutions = [
+        name for name, m in modules.items() if isinstance(m, (nn.Conv2d, SignInput, PackedConv2d, StoredSignConv2d))
+    ]
     if colon and kind == "re":
         pattern = re.compile(rest)
         matched = [name for name in convolutions if pattern.fullmatch(name)]
@@ -161,11 +163,11 @@ def _match(modules: dict[str, nn.Module], selector: str) -> list[str]:
 def _default_reason(model: nn.Module, modules: dict[str, nn.Module], name: str) -> str | None:
     """Why the default leaves a module alone; None if it takes it."""
     module = modules[name]
-    if isinstance(module, (BinaryConv2d, PackedConv2d)):
+    if isinstance(module, (SignInput, PackedConv2d, StoredSignConv2d)):
         return None
     if not isinstance(module, nn.Conv2d):
         return "not a convolution"
-    first = next(n for n, m in modules.items() if isinstance(m, (nn.Conv2d, BinaryConv2d, PackedConv2d)))
+    first = next(n for n, m in modules.items() if isinstance(m, (nn.Conv2d, SignInput, PackedConv2d, StoredSignConv2d)))
     if name == first:
         return "the network's first convolution"
     part = getattr(model, "compressible", "")

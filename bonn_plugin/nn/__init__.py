@@ -5,6 +5,10 @@ from bonn_plugin.nn.geometry import ConvGeometry
 from bonn_plugin.nn.merge import FilterMerge
 from bonn_plugin.nn.packed_conv import PackedConv2d
 from bonn_plugin.nn.prior import BimodalPrior
+from bonn_plugin.nn.rprelu import RPReLU
+from bonn_plugin.nn.sign_conv import SignConv2d, StoredSignConv2d
+from bonn_plugin.nn.sign_input import SignInput
+from bonn_plugin.nn.sparse import SparseConv2d, SparseLinear
 from bonn_plugin.nn.storage import (
     Filters,
     Merging,
@@ -25,8 +29,14 @@ __all__ = [
     "Filters",
     "Merging",
     "PackedConv2d",
+    "RPReLU",
     "Replacement",
     "Role",
+    "SignConv2d",
+    "SignInput",
+    "SparseConv2d",
+    "SparseLinear",
+    "StoredSignConv2d",
     "StoredTensor",
     "register_replacement",
     "replace_module",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -38,7 +39,6 @@ class Counting(Protocol):
         ...
 
 
-@torch.no_grad()
 def count_macs(model: nn.Module, example: Tensor) -> dict[str, Macs]:
     """Return the multiply-accumulates per module for one image of the shape of ``example``, (B, C, H, W).
 
@@ -47,9 +47,31 @@ def count_macs(model: nn.Module, example: Tensor) -> dict[str, Macs]:
     """
     counts: dict[str, Macs] = {}
 
+    def count(name: str, module: nn.Module, output: Tensor) -> None:
+        counts[name] = counts.get(name, Macs()) + _count(module, output)
+
+    _watch(model, example, count)
+    return counts
+
+
+def output_channels(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Return C of the output (B, C, ...) of each layer that ``count_macs`` counts, for an input like ``example``."""
+    channels: dict[str, int] = {}
+
+    def note(name: str, module: nn.Module, output: Tensor) -> None:
+        channels[name] = output.shape[1]
+
+    _watch(model, example, note)
+    return channels
+
+
+@torch.no_grad()
+def _watch(model: nn.Module, example: Tensor, see: Callable[[str, nn.Module, Tensor], None]) -> None:
+    """Run ``model`` once in eval mode and show ``see`` the outputs of its layers."""
+
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, _: object, output: Tensor) -> None:
-            counts[name] = counts.get(name, Macs()) + _count(module, output)
+            see(name, module, output)
 
         return module.register_forward_hook(hook)
 
@@ -66,7 +88,6 @@ def count_macs(model: nn.Module, example: Tensor) -> dict[str, Macs]:
         model.train(training)
         for handle in handles:
             handle.remove()
-    return counts
 
 
 def _count(module: nn.Module, output: Tensor) -> Macs:

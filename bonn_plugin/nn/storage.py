@@ -8,12 +8,14 @@ described by ``stored_tensors`` below.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from bonn_plugin.nn.resize import hand_on, unpruned
 
 
 class Role(StrEnum):
@@ -24,6 +26,7 @@ class Role(StrEnum):
     NORM = "norm"
     SCALE = "scale"
     INDEX = "filter index"
+    MASK = "sparsity mask"
     THRESHOLD = "threshold"
     NORM_STATISTICS = "norm statistics"
 
@@ -140,11 +143,23 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, StoredTensor]]:
     """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        for name, stored in _own_tensors(module).items():
+        for name, stored in _of_whole_network(module, _own_tensors(module)).items():
             if id(stored.tensor) in seen:  # a parameter that two modules share is stored once
                 continue
             seen.add(id(stored.tensor))
             yield f"{prefix}.{name}" if prefix else name, stored
+
+
+def _of_whole_network(module: nn.Module, own: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """Let tensors that lost channels stand for as many numbers as they have in the whole network."""
+    counted = dict(own)
+    for original, elements in unpruned(module).items():
+        # a packed or quantised form is named after what it stands for: weight_packed after weight
+        for name, stored in own.items():
+            if (name == original or name.startswith(f"{original}_")) and stored.original_elements:
+                counted[name] = replace(stored, original_elements=elements)
+                break
+    return counted
 
 
 def _own_tensors(module: nn.Module) -> Mapping[str, StoredTensor]:
@@ -170,7 +185,9 @@ def get_submodule_parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put ``new`` where ``model`` has the submodule ``name``, in the same training mode."""
     parent, leaf = get_submodule_parent(model, name)
-    new.train(getattr(parent, leaf).training)
+    old = getattr(parent, leaf)
+    new.train(old.training)
+    hand_on(old, new)
     setattr(parent, leaf, new)
 
 

@@ -15,6 +15,7 @@ from bonn_plugin.recipe.model import AnyModelConfig, DetectionModelConfig, Model
 from bonn_plugin.recipe.network import build_network, recipe_model
 from bonn_plugin.recipe.positions import Problem, RecipeError
 from bonn_plugin.recipe.schema import OptimizerConfig, Recipe, ScheduleConfig, TrainingConfig
+from bonn_plugin.recipe.stages import earlier_recipes, needed_runs, recipe_of_run
 
 __all__ = [
     "AnyModelConfig",
@@ -37,7 +38,10 @@ __all__ = [
     "VocConfig",
     "build_network",
     "dump_recipe",
+    "earlier_recipes",
     "load_recipe",
+    "needed_runs",
     "parse_recipe",
     "recipe_model",
+    "recipe_of_run",
 ]

@@ -66,11 +66,15 @@ class DigitsConfig(DataConfig):
     Attributes:
         size: height and width, in pixels.
         pad: random shifts by up to this many pixels while training.
+        per_class: training images of each class; None takes all, about 135. The test set stays the same.
+        subset_seed: which ones are taken.
     """
 
     name: Literal["digits"] = "digits"
     size: Annotated[int, Field(ge=8, le=512)] = 32
     pad: Annotated[int, Field(ge=0, le=64)] = 0
+    per_class: Annotated[int, Field(ge=1)] | None = None
+    subset_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @property
     def image_size(self) -> int:

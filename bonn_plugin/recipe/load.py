@@ -120,6 +120,8 @@ class _Validator:
             self.collect(("training", "schedule"), training.schedule.problems(training.epochs))
             for i, config in modifiers.items():
                 self.collect(("modifiers", i), config.problems(training.epochs, self.meant[:i]))
+        for i, config in modifiers.items():
+            self.collect(("modifiers", i), (((), message) for message in config.order_problems(self.meant[:i])))
         if model:
             self.collect(("model",), model.problems())
             for i, config in modifiers.items():

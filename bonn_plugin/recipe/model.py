@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from bonn_plugin.models import DetectorSettings
 from bonn_plugin.models.detection import DetectorKind
-from bonn_plugin.modifiers.base import FrozenModel, Path
+from bonn_plugin.modifiers.base import FrozenModel, Path, RunOf
+
+InitFrom = Annotated[
+    Annotated[str, Tag("a path")] | Annotated[RunOf, Tag("a run")],
+    Discriminator(lambda value: "a run" if isinstance(value, (dict, RunOf)) else "a path"),
+]
 
 
 class NetworkConfig(FrozenModel):
@@ -22,14 +27,14 @@ class NetworkConfig(FrozenModel):
         name: a name in timm's registry, where this package's networks stand too.
         num_classes: see the kinds.
         args: further arguments of ``timm.create_model``, such as ``in_chans`` or ``drop_rate``.
-        init_from: where the weights start: a checkpoint folder or a .safetensors file.
+        init_from: where the weights start: a checkpoint folder, a .safetensors file, or the run of another recipe.
     """
 
     task: str
     name: Annotated[str, Field(min_length=1)]
     num_classes: Annotated[int, Field(ge=2, le=1_000_000)]
     args: dict[str, Any] = Field(default_factory=dict)
-    init_from: str | None = None
+    init_from: InitFrom | None = None
 
     @field_validator("args")
     @classmethod

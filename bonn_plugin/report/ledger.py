@@ -22,13 +22,13 @@ class Rule(StrEnum):
 
 
 RULES: dict[Rule, frozenset[Role]] = {
-    Rule.PARAMETERS: frozenset({Role.BINARY_WEIGHT, Role.INDEX, Role.REAL_WEIGHT, Role.NORM}),
+    Rule.PARAMETERS: frozenset({Role.BINARY_WEIGHT, Role.INDEX, Role.MASK, Role.REAL_WEIGHT, Role.NORM}),
     Rule.WITH_SCALES: frozenset(Role) - {Role.NORM_STATISTICS},
     Rule.WITH_STATISTICS: frozenset(Role),
 }
 """Which roles each rule counts: the parameters of the original network, the index by which outputs share a
-filter with the filters that it stands for; what binarisation added besides; and
-running means and variances besides."""
+filter with the filters that it stands for, the mask of zeros with the weights among which they stand; what
+binarisation added besides; and running means and variances besides."""
 
 
 class Entry(BaseModel):

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from bonn_plugin.nn import Role
-from bonn_plugin.nn.operations import Macs, count_macs
+from bonn_plugin.nn.operations import Macs, count_macs, output_channels
+from bonn_plugin.nn.resize import unpruned
 from bonn_plugin.report.ledger import RULES, Entry, Ledger, Rule, float32_file_bytes, ledger
 from bonn_plugin.report.merging import Unmerged, unmerged
 
@@ -19,6 +20,8 @@ SPEED_NOTE = (
     "full-precision one. It serves evaluation and export."
 )
 
+REAL_NOTE = "Full precision: nothing is binarised in this network."
+SIGNS_NOTE = "The activations are binarised, the weights are not: a first step, from which a second one starts."
 ZEROED_NOTE = (
     "The outputs of all filters of a group but the first are zeroed, as in the paper: this is not exact; the "
     "accuracy is what fine-tuning made of it."
@@ -111,6 +114,14 @@ class Accuracy(_Part):
     conversion_difference: float = 0.0
 
 
+class PrunedRow(_Part):
+    """A layer that lost channels: its outputs in the network of the recipe, and now."""
+
+    name: str
+    before: int
+    after: int
+
+
 class Precision(_Part):
     """COCO's mean average precision from 0 to 1, as trained and reloaded from the files: over IoU 0.50 to 0.95, at 0.50
     and at 0.75.
@@ -154,6 +165,7 @@ class Report(_Part):
     tensors: tuple[Entry, ...]
     notes: tuple[str, ...]
     merging: Merging | None = None
+    pruned: tuple[PrunedRow, ...] = ()
     part: PartRates | None = None
 
 
@@ -228,10 +240,24 @@ def make_report(
             for module, entries in by_module.items()
         ),
         tensors=book.entries,
-        notes=(SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,),
+        notes=_notes(whole, without, signs=any(getattr(m, "binarizes_input", False) for m in packed.modules())),
         merging=_merging(without) if without else None,
+        pruned=_pruned(packed, original, example),
         part=_part(getattr(packed, "compressible", ""), book, original),
     )
+
+
+def _pruned(packed: nn.Module, original: nn.Module, example: Tensor) -> tuple[PrunedRow, ...]:
+    before, after = output_channels(original, example), output_channels(packed, example)
+    names = [name for name, module in packed.named_modules() if unpruned(module) and name in before and name in after]
+    rows = [PrunedRow(name=name, before=before[name], after=after[name]) for name in names]
+    return tuple(row for row in rows if row.after < row.before)
+
+
+def _notes(whole: Macs, without: Unmerged | None, *, signs: bool) -> tuple[str, ...]:
+    if not whole.binary:
+        return (SIGNS_NOTE,) if signs else (REAL_NOTE,)
+    return (SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,)
 
 
 def _part(name: str, book: Ledger, original: nn.Module) -> PartRates | None:

@@ -35,7 +35,7 @@ def to_terminal(report: Report, *, details: bool = True) -> RenderableType:
     """Return the report for ``rich.console.Console.print``; without ``details`` no per-layer table."""
     parts: list[RenderableType] = [Text(line) for line in _summary(report)]
     for table in _tables(report):
-        if not details and table.title in ("Layers", "Filters"):
+        if not details and table.title in ("Layers", "Filters", "Channels"):
             continue
         drawn = RichTable(title=table.title, title_justify="left")
         for head in table.head:
@@ -129,6 +129,14 @@ def _tables(report: Report) -> list[Table]:
     )
     if report.merging:
         tables += _merging_tables(report, report.merging)
+    if report.pruned:
+        tables.append(
+            Table(
+                "Channels",
+                ("<layer", "before", "after pruning", "kept, %"),
+                tuple((r.name, str(r.before), str(r.after), f"{100 * r.after / r.before:.1f}") for r in report.pruned),
+            )
+        )
     total = sum(row.needed_bits for row in report.roles)
     tables.append(
         Table(

@@ -3,12 +3,13 @@
 ``runner`` drives the epochs, a ``Task`` says what a batch, a loss and a measurement are.
 """
 
+from bonn_plugin.train.chain import EarlierRun, earlier_runs
 from bonn_plugin.train.classification import Classification, check_images
 from bonn_plugin.train.detection import Detection, equal_detections, mean_average_precision
 from bonn_plugin.train.device import choose_device
 from bonn_plugin.train.evaluate import Evaluation, evaluate, evaluate_export
 from bonn_plugin.train.pictures import DETECTIONS_PLOT, draw_detections
-from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, write_report
+from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, check_free, write_report
 from bonn_plugin.train.task import Scores, Step, Task
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "STATE",
     "Classification",
     "Detection",
+    "EarlierRun",
     "Evaluation",
     "Outcome",
     "Progress",
@@ -24,9 +26,11 @@ __all__ = [
     "Scores",
     "Step",
     "Task",
+    "check_free",
     "check_images",
     "choose_device",
     "draw_detections",
+    "earlier_runs",
     "equal_detections",
     "evaluate",
     "evaluate_export",

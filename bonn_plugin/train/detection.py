@@ -8,7 +8,9 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from bonn_plugin.data import Target, collate_detections, evaluation_loader, load_detection_splits, train_loader
@@ -128,19 +130,40 @@ class Detection:
 def mean_average_precision(found: Sequence[Found], targets: Sequence[Target]) -> dict[str, float]:
     """Return COCO's mAP, mAP50 and mAP75 from 0 to 1 by torchmetrics and pycocotools.
 
-    An image whose ``image_id`` came before is left out: several processes may have been given it to fill their
-    batches. Ignored objects count as COCO's crowds do: what is found there is neither right nor wrong. Without any
-    object to find each measurement is -1, as COCO has it.
+    Ignored objects count as COCO's crowds do: what is found there is neither right nor wrong. Without any object to find
+    each measurement is -1, as COCO has it.
+
+    Where several processes measure together each gives what it has, and all get the measurements of the whole. An
+    image whose ``image_id`` came before is left out: two of them may have been given it.
 
     Args:
-        found: detections by image.
+        found: detections by image, on the CPU.
         targets: what is there, in the same order.
     """
+    if not (dist.is_available() and dist.is_initialized()):
+        return _measured(found, targets)
+    # torchmetrics' own gathering breaks where the processes have not the same number of images
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, (list(found), list(targets)))
+    scores: list[Any] = [None]
+    if dist.get_rank() == 0:
+        scores[0] = _measured([one for part, _ in parts for one in part], [one for _, part in parts for one in part])
+    dist.broadcast_object_list(scores)
+    made: dict[str, float] = scores[0]
+    return made
+
+
+def _measured(found: Sequence[Found], targets: Sequence[Target]) -> dict[str, float]:
     from torchmetrics.detection import MeanAveragePrecision
 
     first = {int(target["image_id"]): i for i, target in reversed(list(enumerate(targets)))}
     chosen = sorted(first.values())
-    meter = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", backend="pycocotools", sync_on_compute=False)
+    meter = MeanAveragePrecision(
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),  # its own are float32: a recall of 1/5 misses 0.2
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),
+        backend="pycocotools",
+        sync_on_compute=False,
+    )
     meter.warn_on_many_detections = False
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its steps
         meter.update(

@@ -25,7 +25,7 @@ from bonn_plugin.recipe import Recipe, dump_recipe, recipe_model
 from bonn_plugin.report import Report, make_report, to_markdown
 from bonn_plugin.session import Session
 from bonn_plugin.train.device import amp_dtype
-from bonn_plugin.train.start import Start
+from bonn_plugin.train.start import Start, start_place
 from bonn_plugin.train.task import Task, placed
 from bonn_plugin.train.tasks import make_task
 
@@ -79,13 +79,14 @@ class Runner:
         self.task: Task = make_task(recipe, pin=device.type == "cuda")
         torch.manual_seed(training.seed)
         model = self.task.build()
+        place = start_place(recipe, folder)
         with placed(recipe, "model", "init_from"):
-            weights = load_weights(recipe.model.init_from) if recipe.model.init_from else None
-        start = None if weights is None else Start(recipe, weights, progress.line)
+            weights = load_weights(place) if place else None
+        start = None if weights is None else Start(recipe, str(place), weights, progress.line)
         if start is not None:
             start.fill(model)
         self.session = Session(recipe, len(self.task.loader))
-        self.model = self.session.prepare(model)
+        self.model = self.session.prepare(model, folder=folder)
         if start is not None:
             start.fill(self.model, added_only=True)
         self.model.to(device)
@@ -111,11 +112,8 @@ class Runner:
         state = self.folder / STATE
         if resume:
             self._load(state)
-        elif state.exists() or (self.folder / CONFIG).exists():
-            raise CheckpointError(
-                f"{self.folder} holds a run already: go on with it by --resume, or choose another folder by --out"
-            )
         else:
+            check_free(self.folder)
             write_file(self.folder / "training" / RECIPE, dump_recipe(self.recipe).encode())
         precision = "float32" if self.amp is None else str(self.amp).removeprefix("torch.")
         self.progress.line(
@@ -180,7 +178,7 @@ class Runner:
             with self._autocast():
                 made = self.task.step(self.model, batch, self.device)
             terms = self.session.loss(labels=made.labels, images=made.images, outputs=made.outputs)
-            loss: Any = sum(made.losses.values(), terms.total)
+            loss: Any = terms.with_task(sum(made.losses.values(), terms.zero))
             self.scaler.scale(loss).backward()
             if training.clip_grad is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -257,6 +255,14 @@ class Runner:
         self._write_metrics()  # a run that was killed after its state may lack the last line
 
 
+def check_free(folder: Path) -> None:
+    """Raise CheckpointError where ``folder`` holds a run or a checkpoint."""
+    if (folder / STATE).exists() or (folder / CONFIG).exists():
+        raise CheckpointError(
+            f"{folder} holds a run already: go on with it by --resume, or choose another folder by --out"
+        )
+
+
 def write_report(folder: Path, report: Report) -> None:
     """Write report.json and report.md into ``folder``."""
     write_file(folder / "report.json", (report.model_dump_json(indent=1) + "\n").encode())
@@ -272,4 +278,4 @@ def _epoch_line(record: dict[str, Any], epochs: int, headline: tuple[str, str]) 
     )
 
 
-__all__ = ["METRICS", "STATE", "Outcome", "Progress", "Runner", "write_report"]
+__all__ = ["METRICS", "STATE", "Outcome", "Progress", "Runner", "check_free", "write_report"]

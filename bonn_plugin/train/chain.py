@@ -1,0 +1,78 @@
+"""A chain of runs: what ``model.init_from`` or a teacher needs is trained first, each in its own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bonn_plugin.checkpoint import CONFIG, RECIPE
+from bonn_plugin.errors import CheckpointError
+from bonn_plugin.recipe import Recipe, RecipeError, earlier_recipes, load_recipe
+from bonn_plugin.train.runner import STATE, Progress, Runner
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A run that another one needs; its folder lies beside that one's, under its recipe's name."""
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether its checkpoint is there.
+
+        Raises:
+            CheckpointError: the folder holds the run of another recipe.
+        """
+        stored = self.folder / "training" / RECIPE
+        if stored.exists():
+            try:
+                same = load_recipe(stored) == self.recipe
+            except RecipeError as error:
+                raise CheckpointError(f"{self.folder} holds a run whose recipe can't be read: {error}") from None
+            if not same:
+                raise CheckpointError(
+                    f"{self.folder} holds a run of another recipe than {self.recipe.source.source}: "
+                    "move it away, or put the new run elsewhere by --out"
+                )
+        elif (self.folder / CONFIG).exists():
+            raise CheckpointError(f"{self.folder} holds a checkpoint that no run left there: move it away")
+        return (self.folder / CONFIG).exists()
+
+    def complete(self, device: torch.device, progress: Progress) -> None:
+        """Train it, or go on with it, unless it is finished.
+
+        Raises:
+            BonnError: as the runner.
+        """
+        if self.finished:
+            progress.line(f"{self.recipe.name}: finished in {self.folder}")
+            return
+        runner = Runner(self.recipe, self.folder, device, progress)
+        runner.train(resume=(self.folder / STATE).exists())
+        runner.finish()
+        progress.line(f"{self.recipe.name}: packed in {self.folder}")
+
+
+def earlier_runs(recipe: Recipe, folder: Path) -> Iterator[EarlierRun]:
+    """Return what must have run before ``recipe`` runs in ``folder``, in order.
+
+    Raises:
+        RecipeError: a recipe of the chain can't be found or has mistakes.
+        CheckpointError: two runs would share a folder, or one holds the run of another recipe.
+    """
+    runs = [EarlierRun(earlier, folder.parent / earlier.name) for earlier in earlier_recipes(recipe)]
+    for run in runs:
+        if run.folder.absolute() == folder.absolute():
+            raise CheckpointError(
+                f"{folder} is the folder of {run.recipe.name}, which {recipe.name} needs: choose another by --out"
+            )
+        run.finished  # noqa: B018 - raises where the folder holds something else
+    return iter(runs)
+
+
+__all__ = ["EarlierRun", "earlier_runs"]
