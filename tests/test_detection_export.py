@@ -332,7 +332,7 @@ def test_the_command_exports_verifies_and_evaluates_a_detector(bonn: Command, fo
 def test_bench_measures_a_detectors_backbone_and_says_so(bonn: Command, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     make_checkpoint(tmp_path / "run", make_recipe(args="{widths: [16, 16, 16], depths: [1, 1, 1]}", strides="[8, 16]"))
-    options = ["--seconds", "0.01", "--no-torch-compile", "--no-memory", "--batch", "2", "--out", tmp_path]
+    options = ["--seconds", "0.01", "--no-torch-compile", "--no-memory", "--batch", "1", "--out", tmp_path]
     done = bonn("bench", tmp_path / "run", *options)
     assert done.status == 0, done.err
     found = json.loads((tmp_path / "bench.json").read_text())
@@ -366,10 +366,21 @@ def test_a_detector_is_drawn_beside_the_truth(folder: Path, monkeypatch: pytest.
         assert {text.get_text() for text in axes[i].texts} == {"digit"}
         with torch.no_grad():
             found = load_packed(folder)([image])[0]
+        boxes, best = axes[6 + i].patches, found["scores"].argsort(descending=True)[:20]
+        assert [patch.get_xy() for patch in reversed(boxes)] == [
+            tuple(corner) for corner in found["boxes"][best, :2].tolist()
+        ]
         scores = [float(text.get_text().split()[-1]) for text in axes[6 + i].texts]
-        assert scores == [round(float(s), 2) for s in found["scores"].sort(descending=True).values[:20]]
-        places = [text.get_position() for text in axes[6 + i].texts]
-        assert len(set(places)) == len(places)
+        assert scores[0] == round(float(found["scores"].max()), 2)
+        assert scores == sorted(scores, reverse=True)
+        assert len(scores) >= 5
+    drawn[0].canvas.draw()
+    for one in axes:
+        labels = [text.get_window_extent() for text in one.texts]
+        whole = one.get_window_extent()
+        assert all(whole.x0 <= label.x0 and label.x1 <= whole.x1 + 1 for label in labels)
+        assert all(whole.y0 - 1 <= label.y0 and label.y1 <= whole.y1 + 1 for label in labels)
+        assert not any(a.overlaps(b) for k, a in enumerate(labels) for b in labels[:k])
 
 
 def test_the_report_draws_and_says_where_the_data_is_missing(
