@@ -27,6 +27,7 @@ from bonn_plugin.recipe import recipe_model
 from bonn_plugin.train import DETECTIONS_PLOT, draw_detections
 from tests.conftest import randomize_norms
 from tests.small import Command
+from tests.test_detection import BINARY
 from tests.test_detection_data import write_voc
 
 DETECTORS = ("fcos", "fasterrcnn", "retinanet", "ssd")
@@ -383,9 +384,18 @@ def test_a_detector_is_drawn_beside_the_truth(folder: Path, monkeypatch: pytest.
         assert not any(a.overlaps(b) for k, a in enumerate(labels) for b in labels[:k])
 
 
-def test_the_report_draws_and_says_where_the_data_is_missing(
-    bonn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_of_a_run_draws_its_detections(bonn: Command, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("pycocotools")
+    (tmp_path / "r.yaml").write_text(BINARY)
+    assert bonn("compress", tmp_path / "r.yaml", "--out", "run", "--set", "training.epochs=1").status == 0
+    done = bonn("report", "run", "--plots", "--format", "json", "--set", "data.test=3")
+    assert (done.status, done.lines) == (0, [f"drawn: run/{DETECTIONS_PLOT}"])
+    assert (tmp_path / "run" / DETECTIONS_PLOT).read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "run" / "within_group_distance.png").exists()
+
+
+def test_pictures_without_the_data_say_where_it_is_missing(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     recipe = make_recipe(data=f"{{name: voc, root: {tmp_path / 'voc'}}}", classes=21, max_size=128)
     make_checkpoint(tmp_path / "run", recipe)
