@@ -8,11 +8,15 @@ from bonn_plugin.train.classification import Classification, check_images
 from bonn_plugin.train.detection import Detection, equal_detections, mean_average_precision
 from bonn_plugin.train.device import choose_device
 from bonn_plugin.train.evaluate import Evaluation, evaluate, evaluate_export
-from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, check_free, write_report
+from bonn_plugin.train.runner import BAD_STEP, METRICS, STATE, Outcome, Progress, Runner, check_free, write_report
+from bonn_plugin.train.stop import Stopped, StopRequest
 from bonn_plugin.train.task import Scores, Step, Task
+from bonn_plugin.train.world import RANK_TIMEOUT, World, open_world
 
 __all__ = [
+    "BAD_STEP",
     "METRICS",
+    "RANK_TIMEOUT",
     "STATE",
     "Classification",
     "Detection",
@@ -23,7 +27,10 @@ __all__ = [
     "Runner",
     "Scores",
     "Step",
+    "StopRequest",
+    "Stopped",
     "Task",
+    "World",
     "check_free",
     "check_images",
     "choose_device",
@@ -32,5 +39,6 @@ __all__ = [
     "evaluate",
     "evaluate_export",
     "mean_average_precision",
+    "open_world",
     "write_report",
 ]
