@@ -297,7 +297,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         _Manifest.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        section, *inner = first["loc"]  # of the model pydantic names the task too, where the file has no such level
+        where = ".".join(map(str, (section, *(inner[1:] if section == "model" else inner))))
         raise CheckpointError(f"{place}: not the configuration of a checkpoint: {where}: {first['msg']}") from None
     return config
 

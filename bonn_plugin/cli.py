@@ -35,6 +35,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.epochs=2. May be repeated."),
 ]
 SelfTestSamples = Annotated[int, typer.Option("--samples", min=1, help="Test images to compare an export on.")]
+ImageSize = Annotated[str | None, typer.Option("--size", metavar="HxW", help="Image size; default the recipe's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -216,22 +217,20 @@ def export(
     folder: Folder,
     to: Annotated[str, typer.Option(help="The engine: openvino.")] = "openvino",
     batch: Annotated[int, typer.Option(min=1, help="Images a call; the graph is made for this number.")] = 1,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size; default the recipe's.")] = None,
+    size: ImageSize = None,
     half: Annotated[bool, typer.Option("--half", help="Store real weights as float16.")] = False,
     samples: SelfTestSamples = 64,
 ) -> None:
     """Write a checkpoint for an engine that computes with bits, and prove that it computes the same."""
-    from bonn_plugin.checkpoint import input_shape_of, load_packed
+    from bonn_plugin.checkpoint import load_packed
     from bonn_plugin.export.openvino import BIN, export_openvino
-    from bonn_plugin.export.samples import samples_for
+    from bonn_plugin.export.samples import input_shape_for, samples_for
 
     if to != "openvino":
         raise BonnError(f"unknown engine {to!r}: openvino")
-    channels, height, width = input_shape_of(folder)
-    if size is not None:
-        height, width = _size(size)
-    images = samples_for(folder, (channels, height, width), samples)
-    shape = (batch, channels, height, width)
+    image = input_shape_for(folder, None if size is None else _size(size))
+    images = samples_for(folder, image, samples)
+    shape = (batch, *image)
     info = export_openvino(load_packed(folder), folder, shape, images, source=images.source, half=half)
     by_bits = sum(path == "bits" for path in info.binary_layers.values())
     written = (folder / "openvino" / BIN).stat().st_size
@@ -240,6 +239,12 @@ def export(
         f"convolutions computed with bits, model.bin {written:,} bytes",
         markup=False,
     )
+    if info.part:
+        console.print(
+            f"the {info.part}, {len(info.outputs)} levels: scaling, padding to {image[1]}x{image[2]} and heads stay in "
+            "torch; an image that is larger once scaled is refused",
+            markup=False,
+        )
     for name, path in info.binary_layers.items():
         if path != "bits":
             console.print(f"{name}: the engine has no binary convolution of this shape: {path}", markup=False)
@@ -251,22 +256,19 @@ def bench(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="Where to write bench.json, .md and .png; default DIR.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a call for the throughput.")] = 8,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size; default the recipe's.")] = None,
+    size: ImageSize = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Measuring time of each engine and setting.")] = 2.0,
     torch_compile: Annotated[bool, typer.Option(help="Measure torch.compile too; it compiles for minutes.")] = True,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too, in a process for each engine.")] = True,
 ) -> None:
     """Measure speed, file sizes and memory of a checkpoint against the same network in full precision and int8."""
-    from bonn_plugin.checkpoint import input_shape_of
     from bonn_plugin.export.bench import run_bench
     from bonn_plugin.export.bench_report import to_terminal, write_bench
+    from bonn_plugin.export.samples import input_shape_for
 
-    channels, height, width = input_shape_of(folder)
-    if size is not None:
-        height, width = _size(size)
     found = run_bench(
         folder,
-        (channels, height, width),
+        input_shape_for(folder, None if size is None else _size(size)),
         batch=batch,
         seconds=seconds,
         torch_compile=torch_compile,
@@ -283,8 +285,9 @@ def report(
     folder: Folder,
     form: Annotated[str, typer.Option("--format", help="terminal, markdown or json.")] = "terminal",
     plots: Annotated[bool, typer.Option("--plots", help="Draw PNG pictures into DIR; needs matplotlib.")] = False,
+    overrides: Overrides = None,
 ) -> None:
-    """Show the report of a checkpoint."""
+    """Show the report of a checkpoint; draw how its filters merged, and what a detector finds in test images."""
     from pydantic import ValidationError
 
     from bonn_plugin.report import Report, to_markdown, to_terminal
@@ -303,7 +306,7 @@ def report(
     else:
         sys.stdout.write(to_markdown(loaded) if form == "markdown" else loaded.model_dump_json(indent=1) + "\n")
     if plots:
-        for line in _drawn(folder):
+        for line in _drawn(folder, overrides):
             print(line, file=sys.stderr)
 
 
@@ -386,11 +389,14 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _drawn(folder: Path) -> list[str]:
+def _drawn(folder: Path, overrides: list[str] | None) -> list[str]:
+    from bonn_plugin.checkpoint import model_config_of
     from bonn_plugin.report import write_plots
-    from bonn_plugin.train import METRICS
+    from bonn_plugin.train import METRICS, draw_detections
 
     drawn = write_plots(folder / METRICS, folder)
+    if model_config_of(folder).task == "detection":
+        drawn.append(draw_detections(folder, _carried(folder, overrides)))
     return [f"drawn: {file}" for file in drawn] or ["nothing to draw: no filters were merged in this run"]
 
 

@@ -98,10 +98,10 @@ RECIPES = [
     edit("key that is a list", "size: 8", "@@[size]: 8", "a key must be a word"),
     edit("missing key of the optimizer", "{name: adam, lr: 1e-3}", "@@{name: adam}", "missing key 'lr' in optimizer"),
     edit("missing type of a modifier", "{type: kernel_loss,", "@@{", "missing key 'type'", "binarize"),
-    edit("missing name of the data set", "{name: digits,", "@@{", "missing key 'name'", "cifar10, cifar100, digits"),
+    edit("missing name of the data set", "{name: digits,", "@@{", "missing key 'name'", "cifar10, cifar100, coco"),
     # names
     edit("unknown network", "bonn_wrn22_16", "@@bonn_wrn22_61", "'bonn_wrn22_61'", "Did you mean", "'bonn_wrn22_16'"),
-    edit("unknown data set", "digits", "@@digist", "unknown data set 'digist'", "Did you mean 'digits'?"),
+    edit("unknown data set", "digits", "@@digist", "unknown data set 'digist'", "Did you mean 'digits'"),
     edit("unknown optimizer", "adam", "@@adm", "'adm'", "Did you mean 'adam'"),
     edit("optimizer of second order", "{name: adam,", "@@{name: adahessian,", "'adahessian'", "second derivatives"),
     edit("unknown schedule", "constant", "@@cosin", "'cosin'", "Did you mean 'cosine'"),

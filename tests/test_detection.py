@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from bonn_plugin import Recipe, load_packed, load_recipe, parse_recipe
@@ -103,18 +105,17 @@ def slow_average_precision(
     precision = right / np.arange(1, len(rows) + 1)
     recall = right / objects
     best = [float(precision[i:].max()) for i in range(len(rows))]
-    points = [
-        next((p for p, r in zip(best, recall, strict=True) if r >= at - 1e-12), 0.0) for at in np.linspace(0, 1, 101)
-    ]
-    return float(np.mean(points))
+    pairs = list(zip(best, recall, strict=True))
+    return float(np.mean([next((p for p, r in pairs if r >= at), 0.0) for at in np.linspace(0, 1, 101)]))
 
 
 def guesses(seed: int, ignored: bool) -> tuple[list[dict[str, Tensor]], list[Target]]:
     rng = np.random.default_rng(seed)
     found, targets = [], []
+    scores = iter(rng.permutation(2000) / 2000)  # none twice
     for i in range(12):
         boxes = rng.uniform(0, 60, (int(rng.integers(0, 5)), 4))
-        boxes[:, 2:] = boxes[:, :2] + rng.uniform(8, 40, boxes[:, 2:].shape)
+        boxes[:, 2:] = boxes[:, :2] + rng.uniform(20, 40, boxes[:, 2:].shape)
         labels = rng.integers(1, 4, len(boxes))
         objects = [
             Annotation(tuple(box), int(label), ignored and rng.random() < 0.3)
@@ -128,7 +129,7 @@ def guesses(seed: int, ignored: bool) -> tuple[list[dict[str, Tensor]], list[Tar
         found.append(
             {
                 "boxes": torch.tensor(made, dtype=torch.float32),
-                "scores": torch.tensor(rng.permutation(1000)[: len(made)] / 1000, dtype=torch.float32),
+                "scores": torch.tensor([next(scores) for _ in made], dtype=torch.float32),
                 "labels": torch.tensor(np.concatenate([kinds, rng.integers(1, 4, 4)])),
             }
         )
@@ -153,6 +154,28 @@ def test_an_image_that_came_twice_counts_once() -> None:
     found, targets = guesses(0, False)
     once = mean_average_precision(found, targets)
     assert mean_average_precision([*found, *found[:3]], [*targets, *targets[:3]]) == once
+
+
+def _measure_apart(rank: int, store: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    found, targets = guesses(0, True)
+    share = slice(0, 9) if rank == 0 else slice(7, 12)  # of unequal size, with two images twice
+    Path(f"{out}{rank}").write_text(json.dumps(mean_average_precision(found[share], targets[share])))
+    dist.destroy_process_group()
+
+
+def test_processes_with_unequal_shares_measure_the_whole(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bonn_plugin.train", "bonn_plugin.cli", "sklearn.datasets", "pytest"])
+    args = (str(tmp_path / "store"), str(tmp_path / "scores"))
+    processes = [context.Process(target=_measure_apart, args=(rank, *args)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    wanted = mean_average_precision(*guesses(0, True))
+    assert [json.loads((tmp_path / f"scores{rank}").read_text()) for rank in range(2)] == [wanted, wanted]
 
 
 def test_where_there_is_nothing_to_find_there_is_no_measurement() -> None:

@@ -222,6 +222,8 @@ def test_a_detectors_settings_come_back_from_the_checkpoint(tmp_path: Path) -> N
         ("{name: coco, root: /data/coco}", "{name: digit_scenes}", "has 11 classes, the background included"),
         ("widths", "in_chans: 1, widths", "three channels"),
         ("type: binarize", "type: feature_loss, theta: 1e-3", "in detection an image has no one class"),
+        ("type: binarize", "type: distill, teacher: {name: resnet18, weights: x}", "distill compares logits"),
+        ("type: binarize", "type: channel_prune, ratio: 0.5", "channel_prune follows channels"),
     ],
 )
 def test_a_mistake_in_a_detectors_recipe_is_told_with_its_place(old: str, new: str, wanted: str | None) -> None:

@@ -8,7 +8,8 @@ import torch
 
 from bonn_plugin import cli, parse_recipe
 from bonn_plugin.modifiers import registered_modifiers
-from bonn_plugin.recipe.data import CifarConfig, DigitsConfig, ImageFolderConfig
+from bonn_plugin.recipe import DetectionModelConfig
+from bonn_plugin.recipe.data import DATA_CONFIGS
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,8 +52,8 @@ def test_every_command_that_the_readme_names_exists(command):
     assert command in {c.name or c.callback.__name__ for c in cli.app.registered_commands}
 
 
-@pytest.mark.parametrize("config", [DigitsConfig, CifarConfig, ImageFolderConfig])
-def test_the_docs_name_every_key_of_the_data_sets(config):
+@pytest.mark.parametrize("config", [*DATA_CONFIGS.values(), DetectionModelConfig])
+def test_the_docs_name_every_key_of_the_data_sets_and_of_detectors(config):
     table = (ROOT / "docs" / "recipes.md").read_text()
     for key in set(config.model_fields) - {"name"}:
         assert f"`{key}`" in table

@@ -173,7 +173,7 @@ def test_a_packed_checkpoint_alone_can_be_started_from(run_folder, tmp_path):
 
 
 def test_another_number_of_classes_starts_the_classifier_anew_and_says_so(run_folder, tmp_path, monkeypatch):
-    from bonn_plugin.recipe import data
+    from bonn_plugin import data
 
     monkeypatch.setattr(data.DigitsConfig, "classes", property(lambda self: None))
     splits = load_splits(parse_recipe(TINY).data, 10)

@@ -21,10 +21,11 @@ from bonn_plugin.export.int8 import convolutions_in_int8, quantize
 from bonn_plugin.export.lowering import build_graph
 from bonn_plugin.export.memory import openvino_memory, torch_memory
 from bonn_plugin.export.openvino import prefer_direct_stem, write_ir
+from bonn_plugin.export.part import exported_part
 from bonn_plugin.export.samples import samples_for
 from bonn_plugin.export.timing import time_interleaved
-from bonn_plugin.models import build_model
 from bonn_plugin.nn import PackedConv2d
+from bonn_plugin.recipe import NetworkConfig, build_network
 
 EAGER, COMPILED, FLOAT, INT8, BITS = (
     "torch eager fp32",
@@ -100,14 +101,14 @@ def run_bench(
     memory: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Bench:
-    """Measure a checkpoint.
+    """Measure a checkpoint, or the backbone and pyramid of a detector's.
 
     The rivals are the network of the checkpoint's name in float32, with random weights (speed does not
     depend on them), in torch and in OpenVINO, and that one quantised by NNCF.
 
     Args:
         folder: the checkpoint.
-        image: (C, H, W).
+        image: (C, H, W); of a detector's images as they are scaled and padded.
         batch: images a call for the throughput; the latency is that of one image.
         seconds: measuring time of each engine, number of threads and batch.
         torch_compile: measure ``torch.compile`` too.
@@ -119,11 +120,13 @@ def run_bench(
     """
     ov = import_openvino()
     config = model_config_of(folder)
-    packed = load_packed(folder)
+    part, packed = exported_part(load_packed(folder))
     torch.manual_seed(0)
-    dense = build_model(config.name, config.num_classes, config.args).eval()
+    _, dense = exported_part(build_network(config).eval())
     calibration = samples_for(folder, image, CALIBRATION_IMAGES)
     notes = [f"int8: NNCF post-training quantization with its defaults, calibrated on {calibration.source}"]
+    if part:
+        notes.append(f"measured is the {part} with its pyramid: the detector's transform and heads run in torch")
     graphs: dict[int, dict[str, Any]] = {}
     for n in sorted({1, batch}):
         tell(f"building the graphs for batch {n}")
@@ -136,7 +139,7 @@ def run_bench(
     shape = (1, *image)
     tell("profiling the layers")
     layers = _layer_times(packed, graphs[1])
-    files, peaks = _sizes(folder, dense, graphs[1], [config.name, config.num_classes, config.args, shape], memory)
+    files, peaks = _sizes(folder, dense, graphs[1], config, shape, memory)
     return Bench(
         network=config.name,
         input_shape=shape,
@@ -281,11 +284,20 @@ def _profile(graph: Any, names: set[str]) -> tuple[dict[str, float], dict[str, s
 
 
 def _sizes(
-    folder: Path, dense: nn.Module, graphs: Mapping[str, Any], network: list[Any], memory: bool
+    folder: Path,
+    dense: nn.Module,
+    graphs: Mapping[str, Any],
+    config: NetworkConfig,
+    shape: tuple[int, ...],
+    memory: bool,
 ) -> tuple[dict[str, int], tuple[Memory, ...]]:
     buffer = io.BytesIO()
     torch.save(dense.state_dict(), buffer)
-    files = {"torch float32 state": buffer.tell(), f"packed checkpoint, {WEIGHTS}": (folder / WEIGHTS).stat().st_size}
+    whole = "" if config.task == "classification" else "heads and all, "
+    files = {
+        "torch float32 state": buffer.tell(),
+        f"packed checkpoint, {whole}{WEIGHTS}": (folder / WEIGHTS).stat().st_size,
+    }
     peaks: list[Memory] = []
 
     def note(engine: str, found: tuple[int, int] | None) -> None:
@@ -293,7 +305,7 @@ def _sizes(
             peaks.append(Memory(engine=engine, imports=found[0], peak=found[1]))
 
     if memory:
-        note(EAGER, torch_memory(json.dumps(network)))
+        note(EAGER, torch_memory(json.dumps([config.model_dump(mode="json"), shape])))
     with tempfile.TemporaryDirectory() as place:
         for i, (engine, graph) in enumerate(graphs.items()):
             xml = Path(place) / f"{i}.xml"

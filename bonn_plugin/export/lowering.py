@@ -23,18 +23,20 @@ FUNCTIONS: dict[Any, Lowering] = {}
 """Lowerings by function, or by name for methods of tensors."""
 
 INPUT, OUTPUT = "images", "logits"
+"""Names of a graph's input, and of its output where the model gives one tensor."""
 
 
 def build_graph(model: nn.Module, shape: tuple[int, ...], *, half: bool = False) -> tuple[Any, dict[str, str]]:
     """Return the ``openvino.Model`` of a torch model for inputs of one shape, and how it expressed binary convolutions.
 
     Args:
-        model: packed or in full precision; left as it is.
+        model: packed or in full precision; left as it is. It gives one tensor or a dictionary of tensors.
         shape: (B, C, H, W), static.
         half: store real weights as float16.
 
     Returns:
-        The graph, float32 ``images`` to float32 ``logits``, and ``"bits"`` or ``"float32"`` by module name.
+        The graph, float32 ``images`` to float32 ``logits``, or to the dictionary's keys, and ``"bits"`` or
+        ``"float32"`` by module name.
 
     Raises:
         ExportError: a module or function has no lowering; the message names it and says why.
@@ -44,12 +46,19 @@ def build_graph(model: nn.Module, shape: tuple[int, ...], *, half: bool = False)
     parameter = b.ops.parameter(list(shape), np.float32, name=INPUT)
     parameter.output(0).set_names({INPUT})
     with torch.no_grad():
-        result = _Walk(b, frozen, graph).run(parameter.output(0))
-    if not _is_value(b, result):
-        raise ExportError(f"{type(model).__name__} can't be exported to OpenVINO: its output is not one tensor")
-    end = b.ops.result(result)
-    end.output(0).set_names({OUTPUT})
-    return b.ov.Model([end], [parameter], type(model).__name__), b.paths
+        made = _Walk(b, frozen, graph).run(parameter.output(0))
+    outputs = made if isinstance(made, dict) else {OUTPUT: made}
+    ends = []
+    for name, value in outputs.items():
+        if not _is_value(b, value):
+            raise ExportError(
+                f"{type(model).__name__} can't be exported to OpenVINO: its output is neither one tensor nor a "
+                "dictionary of tensors"
+            )
+        end = b.ops.result(value)
+        end.output(0).set_names({name})
+        ends.append(end)
+    return b.ov.Model(ends, [parameter], type(model).__name__), b.paths
 
 
 def _is_value(b: GraphBuilder, x: Any) -> bool:
@@ -347,7 +356,7 @@ def _identity_module(b: GraphBuilder, m: nn.Module, x: Value, *_: Any) -> Value:
     return x
 
 
-@_function(F.dropout, F.dropout2d, "contiguous", "clone", "detach", torch.clone)
+@_function(F.dropout, F.dropout2d, "contiguous", "clone", "detach", "float", torch.clone)
 def _identity(b: GraphBuilder, input: Value, *args: Any, **kwargs: Any) -> Value:
     if kwargs.get("training"):
         raise b.refuse("dropout that is active in eval mode")
@@ -504,9 +513,35 @@ def _size(b: GraphBuilder, input: Value, dim: int | None = None) -> Any:
 
 @_function(getattr)
 def _getattr(b: GraphBuilder, input: Value, name: str) -> Any:
-    if name != "shape":
+    if name not in ("shape", "ndim"):
         raise b.refuse(f"the attribute {name} of a tensor")
-    return shape_of(input)
+    return shape_of(input) if name == "shape" else len(shape_of(input))
+
+
+@_function(operator.getitem)
+def _getitem(b: GraphBuilder, input: Value, index: Any) -> Value:
+    """Lower slices with positive steps, such as x[:, :, ::2, 1:]."""
+    parts = index if isinstance(index, tuple) else (index,)
+    shape = shape_of(input)
+    if len(parts) > len(shape) or not all(isinstance(part, slice) for part in parts):
+        raise b.refuse("an index that is not made of slices")
+    bounds = [part.indices(size) for part, size in zip(parts, shape)]
+    begin, end, step = (np.array(values, np.int64) for values in zip(*bounds, strict=True))
+    return b.name(b.ops.slice(input, begin, end, step, np.arange(len(parts))))
+
+
+@_function(F.interpolate)
+def _interpolate(
+    b: GraphBuilder, input: Value, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **rest: Any
+) -> Value:
+    if mode != "nearest" or size is None or any(value for value in rest.values()):
+        raise b.refuse("interpolation other than to a size, by the nearest neighbour")
+    y = input
+    for axis, (before, after) in enumerate(zip(shape_of(input)[2:], pair(size), strict=True), 2):
+        if before != after:  # torch's own choice of neighbours: the engine rounds some of them otherwise
+            places = F.interpolate(torch.arange(before)[None, None].double(), size=after).long().flatten()
+            y = b.ops.gather(y, b.ops.constant(places.numpy()), np.array(axis, np.int32)).output(0)
+    return b.name(y.get_node()) if y is not input else input
 
 
 @_module(nn.ZeroPad2d)

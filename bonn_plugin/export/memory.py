@@ -25,11 +25,13 @@ print(before, kib("VmHWM"))
 
 _TORCH = """
 import json, sys, torch
-from bonn_plugin.models import build_model
+from pydantic import TypeAdapter
+from bonn_plugin.export.part import exported_part
+from bonn_plugin.recipe import AnyModelConfig, build_network
 torch.set_num_threads(1)
 before = kib("VmRSS")
-name, classes, args, shape = json.loads(sys.argv[1])
-model = build_model(name, classes, args).eval()
+config, shape = json.loads(sys.argv[1])
+_, model = exported_part(build_network(TypeAdapter(AnyModelConfig).validate_python(config)).eval())
 with torch.inference_mode():
     for _ in range(3):
         model(torch.zeros(shape))
@@ -43,7 +45,7 @@ def openvino_memory(xml: Path) -> tuple[int, int] | None:
 
 
 def torch_memory(network: str) -> tuple[int, int] | None:
-    """Return the same of a torch model; ``network`` is JSON, [name, classes, args, shape]."""
+    """Return the same of a torch model; ``network`` is JSON, [configuration, shape]."""
     return _measure(_TORCH, network)
 
 

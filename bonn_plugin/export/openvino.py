@@ -1,10 +1,12 @@
 """OpenVINO as the deployment engine: export a packed checkpoint, load the export, call it.
 
 ``DIR/openvino`` holds ``model.xml``, ``model.bin`` (one bit a binary weight) and ``export.json`` with the
-input's shape, the checksums and the self-test's outcome.
+input's shape, the outputs' names, the checksums and the self-test's outcome.
 
     classify = load("runs/digits_wrn22_16")
     logits = classify(images)        # numpy or torch, (any number, C, H, W)
+
+Of a detector the backbone with its pyramid is exported; ``bonn_plugin.export.detection`` puts torch's heads on it.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ from torch import Tensor, nn
 from bonn_plugin.errors import CheckpointError, ExportError
 from bonn_plugin.export.engine import compile_for_cpu, core, cpu_name, import_openvino, reason
 from bonn_plugin.export.halve import with_half_weights
-from bonn_plugin.export.lowering import build_graph
+from bonn_plugin.export.lowering import OUTPUT, build_graph
+from bonn_plugin.export.part import exported_part, fingerprint
 from bonn_plugin.export.selftest import SelfTest, self_test
 from bonn_plugin.export.stem import split_stem
 from bonn_plugin.files import sha256, write_files
 
 FOLDER, XML, BIN, ABOUT = "openvino", "model.xml", "model.bin", "export.json"
-FORMAT, VERSION = "bonn-openvino-export", 1
+FORMAT, VERSION = "bonn-openvino-export", 2
+READABLE = (1, 2)
+"""Version 1 had no ``part``, ``outputs`` and ``fingerprint``: it held whole networks that give logits."""
 Images = TypeVar("Images", np.ndarray[Any, Any], Tensor)
 
 
@@ -47,6 +52,9 @@ class ExportInfo:
         cpu: where the self-test ran.
         self_test: what it found.
         sha256: checksums by file name.
+        part: the submodule that was exported, such as a detector's ``backbone``; empty for the whole network.
+        outputs: the outputs' names.
+        fingerprint: of the exported part's stored tensors; empty in exports of version 1.
     """
 
     input_shape: tuple[int, int, int, int]
@@ -56,6 +64,9 @@ class ExportInfo:
     cpu: str
     self_test: SelfTest
     sha256: Mapping[str, str]
+    part: str = ""
+    outputs: tuple[str, ...] = (OUTPUT,)
+    fingerprint: str = ""
 
 
 class Exported:
@@ -80,28 +91,49 @@ class Exported:
             float32 (N, classes), of the kind that was given.
 
         Raises:
+            ExportError: C, H or W is not what was exported, or a detector's backbone was.
+        """
+        if self.info.outputs != (OUTPUT,):
+            raise ExportError(
+                f"the export is a {self.info.part or 'network'} that gives {', '.join(self.info.outputs)}, no logits: "
+                "call features(), or take bonn_plugin.export.detection.load_detector()"
+            )
+        return self.features(images)[OUTPUT]
+
+    def features(self, images: Images) -> dict[str, Images]:
+        """Return every output of images by name.
+
+        Args:
+            images: as above; for a detector's backbone scaled, normalised and padded as its transform does.
+
+        Returns:
+            float32, (N, ...) each, of the kind that was given.
+
+        Raises:
             ExportError: C, H or W is not what was exported.
         """
         if isinstance(images, Tensor):
-            return torch.from_numpy(self._run(images.detach().cpu().float().numpy()))
+            found = self._run(images.detach().cpu().float().numpy())
+            return {name: torch.from_numpy(value) for name, value in found.items()}
         return self._run(np.asarray(images, np.float32))
 
-    def _run(self, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _run(self, images: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
         batch, *rest = self.info.input_shape
         if images.ndim != 4 or list(images.shape[1:]) != rest:
             raise ExportError(
                 f"the export takes images of shape (N, {', '.join(map(str, rest))}), not {tuple(images.shape)}: "
                 "export again with --size"
             )
-        parts = []
+        parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in self.info.outputs}
         for start in range(0, len(images), batch):
             part = np.ascontiguousarray(images[start : start + batch])
             full = np.concatenate([part, np.zeros((batch - len(part), *rest), np.float32)])
-            logits = next(iter(self._request.infer({0: full}).values()))
-            parts.append(logits[: len(part)].copy())
-        if not parts:
-            return np.empty((0, *self._request.get_output_tensor(0).shape[1:]), np.float32)
-        return np.concatenate(parts)
+            self._request.infer({0: full})
+            for name, found in parts.items():
+                found.append(self._request.get_tensor(name).data[: len(part)].copy())
+        if not len(images):
+            return {n: np.empty((0, *self._request.get_tensor(n).shape[1:]), np.float32) for n in parts}
+        return {name: np.concatenate(found) for name, found in parts.items()}
 
 
 def export_openvino(
@@ -113,12 +145,14 @@ def export_openvino(
     source: str = "the given samples",
     half: bool = False,
 ) -> ExportInfo:
-    """Export a packed model into ``path/openvino``, unless the engine's logits are not the model's.
+    """Export a packed model into ``path/openvino``, unless the engine's outputs are not the model's.
+
+    Of a detector the backbone with its pyramid is exported; its transform and heads stay in torch.
 
     Args:
         model: what ``load_packed`` returned.
         path: the checkpoint's folder.
-        input_shape: (B, C, H, W).
+        input_shape: (B, C, H, W); of a detector that of the images as its transform leaves them.
         samples: batches of images, (any number, C, H, W), for the self-test.
         source: what they are, for the report.
         half: store the weights of real convolutions and linear layers as float16. The self-test then
@@ -128,10 +162,11 @@ def export_openvino(
         What was written. Nothing is written on an error.
 
     Raises:
-        ExportError: a module can't be expressed, the logits differ, OpenVINO is missing, the disk is full.
+        ExportError: a module can't be expressed, the outputs differ, OpenVINO is missing, the disk is full.
     """
     ov = import_openvino()
-    reference = with_half_weights(model) if half else model
+    part, network = exported_part(model)
+    reference = with_half_weights(network) if half else network
     graph, paths = build_graph(reference, input_shape, half=half)
     xml, weights = _serialize(graph)
     parsed = _parse(xml, weights, "the export")
@@ -139,11 +174,14 @@ def export_openvino(
     info = ExportInfo(
         input_shape=input_shape,
         half=half,
-        binary_layers=paths,
+        binary_layers={f"{part}.{name}" if part else name: path for name, path in paths.items()},
         openvino=str(ov.get_version()),
         cpu=cpu_name(),
         self_test=tested,
         sha256={XML: sha256(xml), BIN: sha256(weights)},
+        part=part,
+        outputs=tested.outputs,
+        fingerprint=fingerprint(network),
     )
     about = json.dumps(_to_json(info), indent=1) + "\n"
     try:
@@ -185,7 +223,7 @@ def read_info(path: str | os.PathLike[str]) -> ExportInfo:
 def verify_export(
     model: nn.Module, path: str | os.PathLike[str], samples: Iterable[Tensor], source: str = "the given samples"
 ) -> SelfTest:
-    """Check an export's files, and its logits against those of the checkpoint's model.
+    """Check an export's files, and its outputs against those of the checkpoint's model.
 
     Args:
         model: what ``load_packed`` returned for the same folder.
@@ -194,11 +232,12 @@ def verify_export(
         source: what they are.
 
     Raises:
-        ExportError: the files are damaged, or the logits are not the model's.
+        ExportError: the files are damaged, or the outputs are not the model's.
     """
     import_openvino()
     info, xml, weights = _read(Path(path))
-    reference = with_half_weights(model) if info.half else model
+    _, network = exported_part(model)
+    reference = with_half_weights(network) if info.half else network
     parsed = _parse(xml, weights, str(_folder(Path(path))))
     try:
         return self_test(reference, parsed, info.input_shape, samples, source)
@@ -279,7 +318,7 @@ def _read_about(folder: Path, path: Path) -> ExportInfo:
         raise ExportError(f"{place}: missing; make it by: bonn export {path} --to openvino") from None
     try:
         body = json.loads(text)
-        if body["format"] != FORMAT or body["version"] != VERSION:
+        if body["format"] != FORMAT or body["version"] not in READABLE:
             raise ExportError(f"{place}: not an export that this package reads: export it again")
         stated = body.pop("self")
         if stated != _digest(body):
@@ -291,11 +330,18 @@ def _read_about(folder: Path, path: Path) -> ExportInfo:
             binary_layers=body["binary_layers"],
             openvino=body["openvino"],
             cpu=body["cpu"],
-            self_test=SelfTest(**body["self_test"]),
+            self_test=_self_test(body["self_test"]),
             sha256=body["sha256"],
+            part=body.get("part", ""),
+            outputs=tuple(body.get("outputs", (OUTPUT,))),
+            fingerprint=body.get("fingerprint", ""),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ExportError(f"{place}: not what an export wrote: the file is damaged") from None
+
+
+def _self_test(body: Mapping[str, Any]) -> SelfTest:
+    return SelfTest(**{**body, "outputs": tuple(body.get("outputs", (OUTPUT,)))})
 
 
 def _to_json(info: ExportInfo) -> dict[str, Any]:

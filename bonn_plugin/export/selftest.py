@@ -1,4 +1,4 @@
-"""The proof that an export computes what the torch model computes.
+"""The proof that an export computes what the torch model computes: logits, or features by name.
 
 Float sums in another order differ in their last bits, and a 1-bit network amplifies that: where a value
 lies so near to its threshold that rounding decides its sign, the logits move by far more than rounding.
@@ -8,7 +8,7 @@ be such a tie, and torch with these signs must give the engine's logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,16 @@ from torch import Tensor, nn
 
 from bonn_plugin.errors import ExportError
 from bonn_plugin.export.engine import compile_for_cpu
+from bonn_plugin.export.lowering import OUTPUT
 from bonn_plugin.nn import PackedConv2d
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit, in units of the largest logit (at least 1)."""
+"""Largest difference of a number of an output, in units of the output's largest (at least 1)."""
 TIE = 1e-5
 """Distance from the threshold, in units of the layer's largest input, within which rounding decides a sign."""
+
+Outputs = Mapping[str, Tensor]
+"""What a network gives of a batch, by name, (B, ...) float32."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +36,43 @@ class SelfTest:
     Attributes:
         source: what the samples were.
         samples: how many.
-        difference: largest difference of a logit, but for the images with a tie.
-        scale: largest logit, at least 1.
-        agreement: share of equal top-1, in percent, ties included.
+        difference: largest difference of a number of the outputs, but for the images with a tie.
+        scale: largest of these numbers, at least 1.
+        agreement: share of equal top-1, in percent, ties included; None where the outputs are no logits.
         tied_samples: images in which rounding decided a sign, proven to be that and no more.
         tied_signs: signs in them that differ.
-        tied_difference: largest difference of a logit of theirs.
+        tied_difference: largest difference of a number of theirs.
+        outputs: the outputs' names.
     """
 
     source: str
     samples: int
     difference: float
     scale: float
-    agreement: float
+    agreement: float | None
     tied_samples: int = 0
     tied_signs: int = 0
     tied_difference: float = 0.0
+    outputs: tuple[str, ...] = (OUTPUT,)
 
     def __str__(self) -> str:
         """Return one line."""
-        line = (
-            f"logits within {self.difference:.2g} of torch's, top-1 equal on {self.agreement:.6g} % "
-            f"of {self.samples:,} samples ({self.source})"
-        )
+        if self.agreement is None:
+            what, of = "features", f" of {len(self.outputs)} levels" if len(self.outputs) > 1 else ""
+            line = (
+                f"features{of} within {self.difference:.2g} of torch's, the largest being {self.scale:.3g}, "
+                f"on {self.samples:,} samples ({self.source})"
+            )
+        else:
+            what = "logits"
+            line = (
+                f"logits within {self.difference:.2g} of torch's, top-1 equal on {self.agreement:.6g} % "
+                f"of {self.samples:,} samples ({self.source})"
+            )
         if self.tied_samples:
             line += (
                 f"; in {self.tied_samples} more than rounding: {self.tied_signs} signs whose value is their "
-                f"threshold within rounding, with which torch gives the same logits (else {self.tied_difference:.2g})"
+                f"threshold within rounding, with which torch gives the same {what} (else {self.tied_difference:.2g})"
             )
         return line
 
@@ -70,29 +84,31 @@ def self_test(
     """Compare an engine's graph with a torch model.
 
     Args:
-        model: the reference, in eval mode.
+        model: the reference, in eval mode; it gives logits, or features by name.
         graph: an ``openvino.Model`` for inputs of ``shape``.
         shape: (B, C, H, W); what is left of the samples after whole batches is filled up with zeros.
         samples: batches of images, (any number, C, H, W).
         source: what they are.
 
     Raises:
-        ExportError: a logit differs by more than rounding explains, or there are no samples.
+        ExportError: a number differs by more than rounding explains, or there are no samples.
     """
+    names = [output.any_name for output in graph.outputs]
     request = compile_for_cpu(graph).create_infer_request()
-    count, worst, scale, equal = 0, 0.0, 1.0, 0
-    doubtful: list[tuple[Tensor, Tensor, int]] = []
+    count, worst, equal = 0, 0.0, 0
+    scales = dict.fromkeys(names, 1.0)
+    doubtful: list[tuple[Tensor, Outputs, int]] = []
     for batch, filled in _batches(samples, shape):
-        got = torch.from_numpy(next(iter(request.infer({0: batch.numpy()}).values())).copy())[:filled]
-        want = model(batch).float()[:filled]
-        if got.shape != want.shape:
-            raise ExportError(f"the export gives {tuple(got.shape)}, torch {tuple(want.shape)}")
-        scale = max(scale, float(want.abs().max()))
+        got, want = _of_engine(request, names, batch, filled), _of_torch(model, batch, filled)
+        _check_shapes(got, want)
+        scales = {name: max(scale, float(want[name].abs().max())) for name, scale in scales.items()}
         count += filled
-        equal += int((got.flatten(1).argmax(1) == want.flatten(1).argmax(1)).sum())
-        differences = (got - want).abs().flatten(1).amax(1)
-        if bool((differences <= TOLERANCE * scale).all()) and bool(_same_top(got, want, differences).all()):
-            worst = max(worst, float(differences.max()))
+        same = torch.ones(filled, dtype=torch.bool)
+        if OUTPUT in got:
+            equal += int((got[OUTPUT].flatten(1).argmax(1) == want[OUTPUT].flatten(1).argmax(1)).sum())
+            same = _same_top(got[OUTPUT], want[OUTPUT])
+        if _largest(got, want, scales) <= TOLERANCE and bool(same.all()):
+            worst = max(worst, _largest(got, want))
         else:
             doubtful.append((batch, got, filled))
     if not count:
@@ -100,19 +116,56 @@ def self_test(
     tied_samples = tied_signs = 0
     tied_difference = 0.0
     if doubtful:
-        replay = _Replay(model, graph)
+        replay = _Replay(model, graph, names, scales)
         for batch, got, filled in doubtful:
-            found = replay.explain(batch, got, filled, scale)
+            found = replay.explain(batch, got, filled)
             tied_samples += found.samples
             tied_signs += found.signs
             worst = max(worst, found.difference)
             tied_difference = max(tied_difference, found.moved)
-    return SelfTest(source, count, worst, scale, 100 * equal / count, tied_samples, tied_signs, tied_difference)
+    return SelfTest(
+        source,
+        count,
+        worst,
+        max(scales.values()),
+        100 * equal / count if OUTPUT in names else None,
+        tied_samples,
+        tied_signs,
+        tied_difference,
+        tuple(names),
+    )
 
 
-def _same_top(got: Tensor, want: Tensor, differences: Tensor) -> Tensor:
+def _of_torch(model: nn.Module, batch: Tensor, filled: int) -> Outputs:
+    made = model(batch)
+    named = made if isinstance(made, Mapping) else {OUTPUT: made}
+    return {name: value.float()[:filled] for name, value in named.items()}
+
+
+def _of_engine(request: Any, names: list[str], batch: Tensor, filled: int) -> Outputs:
+    request.infer({0: batch.numpy()})
+    return {name: torch.from_numpy(request.get_output_tensor(i).data.copy())[:filled] for i, name in enumerate(names)}
+
+
+def _check_shapes(got: Outputs, want: Outputs) -> None:
+    engine, reference = ({name: tuple(value.shape) for name, value in outputs.items()} for outputs in (got, want))
+    if engine != reference:
+        engine_text, torch_text = (
+            ", ".join(f"{name} {shape}" for name, shape in shapes.items()) for shapes in (engine, reference)
+        )
+        raise ExportError(f"the export gives {engine_text}, torch {torch_text}")
+
+
+def _largest(one: Outputs, other: Outputs, scales: Mapping[str, float] | None = None) -> float:
+    """Return the largest difference of a number, in units of its output's scale if there are such; NaN stays NaN."""
+    units = {} if scales is None else scales
+    return float(torch.stack([(one[n] - other[n]).abs().max() / units.get(n, 1.0) for n in one]).max())
+
+
+def _same_top(got: Tensor, want: Tensor) -> Tensor:
     """Whether the top-1 is equal, or torch's two candidates lie within the rounding of each other."""
     got, want = got.flatten(1), want.flatten(1)
+    differences = (got - want).abs().amax(1)
     chosen = want.gather(1, got.argmax(1, keepdim=True))[:, 0]
     return want.amax(1) - chosen <= 2 * differences.clamp(max=TOLERANCE)
 
@@ -146,12 +199,15 @@ class _Explained:
 class _Replay:
     """Runs torch with the signs that the engine chose."""
 
-    def __init__(self, model: nn.Module, graph: Any) -> None:
+    def __init__(self, model: nn.Module, graph: Any, names: list[str], scales: Mapping[str, float]) -> None:
         self.model = model
+        self.names = names
+        self.scales = scales
+        self.what = "logits" if OUTPUT in names else "features"
         watched = graph.clone()
         self._signs: dict[str, tuple[int, Callable[[Any], Any]]] = {}
         places: dict[tuple[str, int], int] = {}
-        outputs = []
+        outputs: list[Any] = []
         for op in watched.get_ordered_ops():
             kind = op.get_type_name()
             if not op.get_friendly_name().endswith(".sign") or kind not in ("FakeQuantize", "Select"):
@@ -159,44 +215,43 @@ class _Replay:
             source = op.input_value(0) if kind == "FakeQuantize" else op.input_value(0).get_node().input_value(0)
             key = (source.get_node().get_friendly_name(), source.get_index())
             if key not in places:
+                places[key] = len(names) + len(outputs)
                 outputs.append(source)
-                places[key] = len(outputs)
             self._signs[op.get_friendly_name().removesuffix(".sign")] = (places[key], _positive(op))
         if not outputs:
-            raise ExportError("its logits are not torch's, and it has no sign on which rounding could decide")
+            raise ExportError(f"its {self.what} are not torch's, and it has no sign on which rounding could decide")
         # What goes into the signs is read, not the signs: the engine breaks down on those as outputs.
         watched.add_outputs(outputs)
         self._request = compile_for_cpu(watched).create_infer_request()
 
-    def explain(self, batch: Tensor, got: Tensor, filled: int, scale: float) -> _Explained:
+    def explain(self, batch: Tensor, got: Outputs, filled: int) -> _Explained:
         """Return how many signs explain the difference; ExportError if they don't."""
-        self._request.infer({0: batch.numpy()})
-        logits = torch.from_numpy(self._request.get_output_tensor(0).data.copy())[:filled]
-        if not float((logits - got).abs().max()) <= TOLERANCE * scale:
+        again = _of_engine(self._request, self.names, batch, filled)
+        if not _largest(again, got, self.scales) <= TOLERANCE:
             raise ExportError(
-                f"its logits differ from torch's, and from its own when its signs are read "
-                f"(by {float((logits - got).abs().max()):.3g})"
+                f"its {self.what} differ from torch's, and from its own when its signs are read "
+                f"(by {_largest(again, got):.3g})"
             )
         signs = {
             name: torch.from_numpy(positive(self._request.get_output_tensor(place).data))
             for name, (place, positive) in self._signs.items()
         }
         flipped, farthest, replayed = self._run(batch, signs, filled)
-        alone = self.model(batch).float()[:filled]
-        difference = float((replayed - got).abs().max())
+        moved = _largest(_of_torch(self.model, batch, filled), got)
         if not farthest <= TIE:
             raise ExportError(
-                f"its logits differ from torch's by {float((alone - got).abs().max()):.3g}: signs differ whose "
+                f"its {self.what} differ from torch's by {moved:.3g}: signs differ whose "
                 f"value is {farthest:.2g} of the layer's largest away from the threshold"
             )
-        if not difference <= TOLERANCE * scale:
+        difference = _largest(replayed, got)
+        if not _largest(replayed, got, self.scales) <= TOLERANCE:
             raise ExportError(
-                f"its logits differ from torch's by {float((alone - got).abs().max()):.3g}, "
+                f"its {self.what} differ from torch's by {moved:.3g}, "
                 f"and by {difference:.3g} when torch takes the same signs"
             )
-        return _Explained(int((flipped > 0).sum()), int(flipped.sum()), difference, float((alone - got).abs().max()))
+        return _Explained(int((flipped > 0).sum()), int(flipped.sum()), difference, moved)
 
-    def _run(self, batch: Tensor, signs: dict[str, Tensor], filled: int) -> tuple[Tensor, float, Tensor]:
+    def _run(self, batch: Tensor, signs: dict[str, Tensor], filled: int) -> tuple[Tensor, float, Outputs]:
         flipped = torch.zeros(filled, dtype=torch.long)
         farthest = 0.0
         calls: dict[str, int] = {}
@@ -225,11 +280,11 @@ class _Replay:
             if isinstance(module, PackedConv2d)
         ]
         try:
-            logits = self.model(batch).float()[:filled]
+            outputs = _of_torch(self.model, batch, filled)
         finally:
             for handle in handles:
                 handle.remove()
-        return flipped, farthest, logits
+        return flipped, farthest, outputs
 
 
 __all__ = ["TIE", "TOLERANCE", "SelfTest", "self_test"]

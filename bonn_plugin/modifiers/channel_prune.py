@@ -44,6 +44,12 @@ class ChannelPruneConfig(ModifierConfig):
 
     stage: ClassVar[Stage | None] = Stage.SHRINK
 
+    def refusal(self, task: str) -> str | None:
+        """See ``ModifierConfig``: it follows channels from the first layer to the last."""
+        if task == "classification":
+            return None
+        return f"channel_prune follows channels through the whole network, which boxes cut in {task}"
+
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
         """See ``ModifierConfig.problems``."""
         for i, selector in enumerate(self.ignore):

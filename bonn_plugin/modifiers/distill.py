@@ -84,6 +84,10 @@ class DistillConfig(WindowConfig):
 
     stage: ClassVar[Stage | None] = Stage.TRAIN
 
+    def refusal(self, task: str) -> str | None:
+        """See ``ModifierConfig``: it compares logits."""
+        return None if task == "classification" else f"distill compares logits; for {task} a network makes none"
+
     def runs(self) -> Iterator[tuple[Path, RunOf]]:
         """See ``ModifierConfig.runs``."""
         if isinstance(self.teacher, RunOf):

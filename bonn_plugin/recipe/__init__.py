@@ -7,6 +7,7 @@ from bonn_plugin.recipe.data import (
     DigitScenesConfig,
     DigitsConfig,
     ImageFolderConfig,
+    PhotosConfig,
     VocConfig,
 )
 from bonn_plugin.recipe.load import dump_recipe, load_recipe, parse_recipe
@@ -28,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "NetworkConfig",
     "OptimizerConfig",
+    "PhotosConfig",
     "Problem",
     "Recipe",
     "RecipeError",

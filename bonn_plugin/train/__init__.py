@@ -8,6 +8,7 @@ from bonn_plugin.train.classification import Classification, check_images
 from bonn_plugin.train.detection import Detection, equal_detections, mean_average_precision
 from bonn_plugin.train.device import choose_device
 from bonn_plugin.train.evaluate import Evaluation, evaluate, evaluate_export
+from bonn_plugin.train.pictures import DETECTIONS_PLOT, draw_detections
 from bonn_plugin.train.runner import BAD_STEP, METRICS, STATE, Outcome, Progress, Runner, check_free, write_report
 from bonn_plugin.train.stop import Stopped, StopRequest
 from bonn_plugin.train.task import Scores, Step, Task
@@ -15,6 +16,7 @@ from bonn_plugin.train.world import RANK_TIMEOUT, World, open_world
 
 __all__ = [
     "BAD_STEP",
+    "DETECTIONS_PLOT",
     "METRICS",
     "RANK_TIMEOUT",
     "STATE",
@@ -34,6 +36,7 @@ __all__ = [
     "check_free",
     "check_images",
     "choose_device",
+    "draw_detections",
     "earlier_runs",
     "equal_detections",
     "evaluate",

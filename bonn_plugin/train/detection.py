@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -151,14 +152,30 @@ class Detection:
 def mean_average_precision(found: Sequence[Found], targets: Sequence[Target]) -> dict[str, float]:
     """Return COCO's mAP, mAP50 and mAP75 from 0 to 1 by torchmetrics and pycocotools.
 
-    An image whose ``image_id`` came before is left out: several processes may have been given it to fill their
-    batches. Ignored objects count as COCO's crowds do: what is found there is neither right nor wrong. Without any
-    object to find each measurement is -1, as COCO has it.
+    Ignored objects count as COCO's crowds do: what is found there is neither right nor wrong. Without any object to find
+    each measurement is -1, as COCO has it.
+
+    Where several processes measure together each gives what it has, and all get the measurements of the whole. An
+    image whose ``image_id`` came before is left out: two of them may have been given it.
 
     Args:
-        found: detections by image.
+        found: detections by image, on the CPU.
         targets: what is there, in the same order.
     """
+    if not (dist.is_available() and dist.is_initialized()):
+        return _measured(found, targets)
+    # torchmetrics' own gathering breaks where the processes have not the same number of images
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, (list(found), list(targets)))
+    scores: list[Any] = [None]
+    if dist.get_rank() == 0:
+        scores[0] = _measured([one for part, _ in parts for one in part], [one for _, part in parts for one in part])
+    dist.broadcast_object_list(scores)
+    made: dict[str, float] = scores[0]
+    return made
+
+
+def _measured(found: Sequence[Found], targets: Sequence[Target]) -> dict[str, float]:
     from torchmetrics.detection import MeanAveragePrecision
 
     first = {int(target["image_id"]): i for i, target in reversed(list(enumerate(targets)))}

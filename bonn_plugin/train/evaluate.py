@@ -9,9 +9,11 @@ import torch
 
 from bonn_plugin.checkpoint import load_packed, model_config_of
 from bonn_plugin.errors import ExportError
+from bonn_plugin.export.detection import load_detector
 from bonn_plugin.export.openvino import load as load_export
 from bonn_plugin.recipe import Recipe
 from bonn_plugin.train.classification import Classification
+from bonn_plugin.train.detection import Detection
 from bonn_plugin.train.task import Scores, Task
 from bonn_plugin.train.tasks import make_task
 
@@ -33,12 +35,13 @@ def evaluate(folder: Path, recipe: Recipe, device: torch.device) -> Evaluation:
 
 
 def evaluate_export(folder: Path, recipe: Recipe) -> Evaluation:
-    """Do what ``evaluate`` does with the folder's OpenVINO export."""
-    predict = load_export(folder)
+    """Do what ``evaluate`` does with the folder's OpenVINO export; a detector's heads run in torch on its features."""
     task = _task(folder, recipe)
-    if not isinstance(task, Classification):
-        raise ExportError(f"{folder}: the export of a {recipe.model.task} network can't be evaluated")
-    return _evaluation(task, task.measure_by(predict))
+    if isinstance(task, Classification):
+        return _evaluation(task, task.measure_by(load_export(folder)))
+    if isinstance(task, Detection):
+        return _evaluation(task, task.measure_by(load_detector(folder)))
+    raise ExportError(f"{folder}: the export of a {recipe.model.task} network can't be evaluated")
 
 
 def _evaluation(task: Task, scores: Scores) -> Evaluation:
