@@ -35,7 +35,15 @@ from bonn_plugin.recipe import AnyModelConfig, NetworkConfig, Recipe, build_netw
 FORMAT = "bonn-packed-checkpoint"
 VERSION = 1
 WEIGHTS, CONFIG, RECIPE = "model.safetensors", "config.json", "recipe.yaml"
-STATE_PARTS = {"session": dict, "model": OrderedDict, "optimizer": dict, "scaler": dict, "metrics": list}
+STATE_PARTS = {
+    "session": dict,
+    "model": OrderedDict,
+    "optimizer": dict,
+    "scaler": dict,
+    "ema": dict,
+    "metrics": list,
+    "epoch": dict,
+}
 """What a training state holds."""
 PROBE_IMAGES = 2
 TOLERANCE = 1e-3

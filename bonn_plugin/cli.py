@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bonn_plugin.errors import BonnError
+from bonn_plugin.errors import BonnError, Followed
 
 if TYPE_CHECKING:  # torch and timm take seconds to import: not for a help text or a typo
     from bonn_plugin.recipe import Recipe
+    from bonn_plugin.train import Runner
 
 app = typer.Typer(
     help="1-bit convolutional networks by recipe.",
@@ -55,6 +56,17 @@ class ConsoleProgress:
             yield from bar.track(batches, total=total, description=f"epoch {epoch + 1}/{epochs}")
 
 
+class Quiet:
+    """Tells nothing: the progress of all processes but the first."""
+
+    def line(self, text: str) -> None:
+        """Print nothing."""
+
+    def steps(self, batches: Iterable[Any], epoch: int, epochs: int, total: int) -> Iterator[Any]:
+        """Pass ``batches`` on."""
+        yield from batches
+
+
 @app.command()
 def compress(
     recipe: RecipeName,
@@ -62,38 +74,52 @@ def compress(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that DIR holds.")] = False,
     device: Device = "auto",
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, metavar="STEPS", help="Save a state after so many steps, besides each epoch's.")
+    ] = None,
+    rank_timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Under torchrun: when a process counts as dead or hanging.")
+    ] = 600.0,
 ) -> None:
     """Train as the recipe says, pack, save, verify and report.
 
     What the recipe starts from or learns from by {recipe: NAME} is trained first, in folders beside DIR, unless it is
     finished there; an interrupted one goes on by itself. --set changes RECIPE alone, none of the earlier ones.
+
+    Under torchrun the processes train together; the batch size of the recipe is that of all of them.
     """
-    from bonn_plugin.train import Runner, check_free, choose_device, earlier_runs
+    from bonn_plugin.train import Runner, Stopped, StopRequest, check_free, choose_device, earlier_runs, open_world
 
     loaded = _load(recipe, overrides)
     folder = out or Path("runs") / loaded.name
-    place, progress = choose_device(device), ConsoleProgress()
+    again = ["bonn", "compress", recipe, "--out", str(folder)]
+    again += [part for override in overrides or [] for part in ("--set", override)]
+    again += [] if device == "auto" else ["--device", device]
+    again += [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
+    place = choose_device(device)
     earlier = list(earlier_runs(loaded, folder))
-    if not resume:
-        check_free(folder)
-    runner = None
+    world = open_world(place, rank_timeout)
+    progress = ConsoleProgress() if world.leads else Quiet()
+    stop, runner = StopRequest(), None
     try:
-        for run in earlier:
-            run.complete(place, progress)
-        runner = Runner(loaded, folder, place, progress)
-        runner.train(resume=resume)
-        outcome = runner.finish()
-    except KeyboardInterrupt:
-        saved = runner.saved if runner else 0
-        again = ["bonn", "compress", recipe, "--out", str(folder)]
-        again += [part for override in overrides or [] for part in ("--set", override)]
-        again += [] if device == "auto" else ["--device", device]
-        again += ["--resume"] if saved or (resume and runner is None) else []
-        done = f"{saved} of {loaded.training.epochs} epochs are saved" if saved else "nothing is saved yet"
-        if runner is None:
-            done = "in a run that comes before, which keeps what it has saved"
-        console.print(f"interrupted; {done}. Go on with: {shlex.join(again)}", markup=False)
-        raise typer.Exit(130) from None
+        with stop.listening(), world.naming_faults():
+            if not resume and world.leads:
+                check_free(folder)
+            for run in earlier:
+                run.complete(place, progress, world, checkpoint_every, stop)
+            runner = Runner(loaded, folder, place, progress, world)
+            runner.train(resume=resume, checkpoint_every=checkpoint_every, stop=stop)
+            world.close()
+            if not world.leads:
+                return
+            with stop.urgent():
+                outcome = runner.finish()
+    except (KeyboardInterrupt, Stopped) as reason:
+        if world.leads:
+            named = "stopped by SIGTERM" if isinstance(reason, Stopped) else "interrupted"
+            done = _so_far(runner, again, loaded.training.epochs, resume)
+            console.print(f"{named}; {done}", markup=False)
+        raise typer.Exit(0 if isinstance(reason, Stopped) else 130) from None
     from bonn_plugin.checkpoint import verify_packed
     from bonn_plugin.report import to_terminal
 
@@ -304,6 +330,8 @@ def main() -> None:
     _quiet()
     try:
         app()
+    except Followed:  # process 0 tells it
+        sys.exit(2)
     except BonnError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -329,6 +357,19 @@ def _load(name: str, overrides: list[str] | None) -> Recipe:
     from bonn_plugin.shipped import find_recipe
 
     return load_recipe(find_recipe(name), overrides or [])
+
+
+def _so_far(runner: Runner | None, again: list[str], epochs: int, resume: bool) -> str:
+    """Return what an interrupted run has saved, and the command that goes on."""
+    saved = "nothing is saved yet"
+    if runner is None:
+        saved = "in a run that comes before, which keeps what it has saved"
+        again = [*again, "--resume"] if resume else again
+    elif runner.saved or runner.saved_steps:
+        steps = f" and {runner.saved_steps} steps" if runner.saved_steps else ""
+        saved = f"{runner.saved} of {epochs} epochs{steps} are saved"
+        again = [*again, "--resume"]
+    return f"{saved}. Go on with: {shlex.join(again)}"
 
 
 def _carried(folder: Path, overrides: list[str] | None) -> Recipe:

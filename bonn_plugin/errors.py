@@ -46,5 +46,9 @@ class TrainingError(BonnError):
     """A training run that cannot go on."""
 
 
+class Followed(BonnError):
+    """A mistake that all processes of a run met together, which process 0 tells."""
+
+
 class ExportError(BonnError):
     """A network that an engine can't express, an engine that is missing, or an export that is damaged or wrong."""

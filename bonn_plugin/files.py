@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, flushed, then renamed."""
+"""Files that are whole or not there: written aside, flushed, renamed, and read again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         contents: bytes by file name, renamed into place in this order.
 
     Raises:
-        CheckpointError: the disk is full, the folder is not writable; what stood there before still stands.
+        CheckpointError: the disk is full, the folder is not writable: what stood there before still stands. Or
+            the file system lost what was written: each file is read again, in full.
     """
     written: list[Path] = []
     try:
@@ -34,6 +35,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         for name in contents:
             os.replace(folder / f".{name}.tmp", folder / name)
         _sync_folder(folder)
+        changed = [name for name, content in contents.items() if not _holds(folder / name, content)]
     except OSError as error:
         for aside in written:
             with suppress(OSError):
@@ -41,6 +43,11 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         raise CheckpointError(
             f"can't write to {folder}: {error.strerror or error}; what was saved there before is untouched"
         ) from error
+    if changed:
+        raise CheckpointError(
+            f"{folder / changed[0]} does not hold what was written a moment ago: its file system lost the rename "
+            "or the content; choose another folder by --out"
+        )
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -51,6 +58,13 @@ def write_file(path: Path, content: bytes) -> None:
 def sha256(content: bytes) -> str:
     """Return the SHA-256 of ``content`` in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

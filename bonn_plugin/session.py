@@ -200,6 +200,20 @@ class Session:
                 )
         for modifier in self.modifiers:
             modifier.on_after_optimizer_step()
+        self._count_step()
+
+    def skip_step(self) -> None:
+        """Count a step whose optimizer step was left out; instead of ``step``.
+
+        Raises:
+            SessionError: the training is over.
+        """
+        if self._ended:
+            raise SessionError(f"the training is over: the recipe has {self.clock.epochs} epochs")
+        self._begin_step()
+        self._count_step()
+
+    def _count_step(self) -> None:
         self._in_step = self._loss_asked = self._before_asked = False
         if self.clock.step + 1 == self.clock.steps_per_epoch:
             for modifier in self.modifiers:
@@ -237,17 +251,27 @@ class Session:
             ModelError: a modifier can't do its part; the message begins with the place in the recipe.
         """
         model = self.model
-        self._detach()
-        try:
+        with self.detached():
             packed = copy.deepcopy(model)
-        finally:
-            self._attach()
         packed.eval()
         context = ConvertContext(calibration)
         for i, modifier in enumerate(self.modifiers):
             with self._placed(i):
                 modifier.convert(packed, context)
         return packed.eval()
+
+    def own_modules(self) -> list[nn.Module]:
+        """Return the modules with parameters or state that modifiers keep outside the model."""
+        return [module for modifier in self.modifiers for module in modifier.modules().values()]
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Take the hooks out of the model while the context is open: for who copies it."""
+        self._detach()
+        try:
+            yield
+        finally:
+            self._attach()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` needs besides the model's and the optimizer's state."""
@@ -333,7 +357,7 @@ class Session:
 
     def _roles(self) -> Iterator[tuple[nn.Parameter, str]]:
         """Yield every trainable parameter once with its role."""
-        roots = [self.model, *(m for modifier in self.modifiers for m in modifier.modules().values())]
+        roots = [self.model, *self.own_modules()]
         seen: set[int] = set()
         for root in roots:
             for module in root.modules():

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -79,23 +83,59 @@ def run_child(target: Callable[..., None], *args: object, cwd: Path) -> Ended:
 
     The processes are forked from one server that has imported everything and computed nothing.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bonn_plugin.train", "bonn_plugin.cli", "sklearn.datasets", "pytest"])
-    errors = cwd / "stderr"
-    process = context.Process(target=_child, args=(target, args, cwd, errors))
-    process.start()
+    process = _start(target, args, cwd, cwd / "stderr", {})
     process.join(120)
     status = process.exitcode
     process.kill()
     process.join()
     assert status is not None, "the process did not end"
-    return Ended(status, errors.read_text())
+    return Ended(status, (cwd / "stderr").read_text())
 
 
-def _child(target: Callable[..., None], args: tuple[object, ...], cwd: Path, errors: Path) -> None:
+def run_ranks(target: Callable[..., None], *args: object, ranks: int, cwd: Path, seconds: float = 120) -> list[Ended]:
+    """Call ``target`` in so many processes with the environment that torchrun gives them; a stopped one is killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        _start(target, args, cwd, cwd / f"stderr{rank}", {"RANK": rank, "LOCAL_RANK": rank, **common})
+        for rank in range(ranks)
+    ]
+    end = time.monotonic() + seconds
+    while any(p.is_alive() for p in processes) and time.monotonic() < end:
+        time.sleep(0.05)
+        if sum(p.is_alive() for p in processes) == 1:  # one that was stopped never ends
+            end = min(end, time.monotonic() + 20)
+    statuses = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return [
+        Ended(-signal.SIGKILL if status is None else status, (cwd / f"stderr{rank}").read_text())
+        for rank, status in enumerate(statuses)
+    ]
+
+
+def _start(
+    target: Callable[..., None], args: tuple[object, ...], cwd: Path, errors: Path, environment: dict[str, object]
+) -> BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bonn_plugin.train", "bonn_plugin.cli", "sklearn.datasets", "pytest"])
+    variables = {name: str(value) for name, value in environment.items()}
+    process = context.Process(target=_child, args=(target, args, cwd, errors, variables))
+    process.start()
+    return process
+
+
+def _child(
+    target: Callable[..., None], args: tuple[object, ...], cwd: Path, errors: Path, environment: dict[str, str]
+) -> None:
     os.chdir(cwd)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    os.environ.update(environment)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    os.dup2(os.open(f"{errors}.out", flags), 1)
+    os.dup2(os.open(errors, flags), 2)
     torch.set_num_threads(1)
     target(*args)
 

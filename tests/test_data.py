@@ -16,9 +16,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision import datasets
 
-from bonn_plugin.data import EpochSampler, Splits, epoch_seed, evaluation_loader, load_splits, train_loader
+from bonn_plugin.data import Splits, evaluation_loader, load_splits, train_loader
 from bonn_plugin.errors import DataError
 from bonn_plugin.recipe import CifarConfig, DataConfig, DigitsConfig, ImageFolderConfig
+from bonn_plugin.sampling import EpochSampler, epoch_seed
 
 
 def stacked(data: Any) -> tuple[Tensor, Tensor]:
@@ -319,7 +320,6 @@ def shifted_digits() -> Splits:
 def epoch_of(splits: Splits, epoch: int, workers: int) -> tuple[Tensor, Tensor]:
     loader, sampler = train_loader(splits, 200, 5, workers)
     sampler.epoch = epoch
-    torch.manual_seed(epoch_seed(5, epoch))
     images, labels = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(labels)
 

@@ -131,7 +131,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(run_folder, tmp_pa
     recipe = parse_recipe((run_folder / "recipe.yaml").read_text())
     first = Runner(recipe, tmp_path, torch.device("cpu"), Lines())
     epoch = first._epoch
-    first._epoch = lambda e: epoch(e) if e < 2 else (_ for _ in ()).throw(KeyboardInterrupt)
+    first._epoch = lambda e, *more: epoch(e, *more) if e < 2 else (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         first.train(resume=False)
     second = Runner(recipe, tmp_path, torch.device("cpu"), Lines())
@@ -215,10 +215,10 @@ def test_learning_rates_follow_the_schedule_in_every_group(schedule, wanted):
 def test_rates_of_roles_keep_their_ratio_under_a_schedule():
     text = TINY.replace("lr: 1e-2}", "lr: 1e-2, lr_by_role: {modulation: 1e-3}}\n  schedule: {name: cosine}")
     runner = Runner(parse_recipe(text), None, torch.device("cpu"), Lines())
-    rates = {group["role"]: group["lr"] for group in runner.optimizer.param_groups}
+    rates = {group["role"]: group["lr"] for group in runner.stepper.optimizer.param_groups}
     assert (rates["weight"], rates["modulation"]) == (1e-2, 1e-3)
-    runner.scheduler.step_update(15)
-    rates = {group["role"]: group["lr"] for group in runner.optimizer.param_groups}
+    runner.stepper.scheduler.step_update(15)
+    rates = {group["role"]: group["lr"] for group in runner.stepper.optimizer.param_groups}
     assert rates["modulation"] / rates["weight"] == pytest.approx(0.1)
 
 
@@ -242,7 +242,7 @@ def test_the_kernel_loss_makes_two_modes_where_there_was_one():
 def test_mixed_precision_trains_and_packs_the_same_bits(tmp_path):
     recipe = parse_recipe(TINY.replace("epochs: 3", "epochs: 1\n  amp: bfloat16").replace("size: 8", "size: 8, pad: 1"))
     runner = Runner(recipe, tmp_path, torch.device("cpu"), Lines())
-    assert runner.amp is torch.bfloat16
+    assert runner.stepper.amp is torch.bfloat16
     runner.train(resume=False)
     assert runner.metrics[0]["loss"]["task"] > 0
     assert all(p.dtype is torch.float32 for p in runner.model.parameters())

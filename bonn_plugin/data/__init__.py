@@ -3,22 +3,18 @@
 from bonn_plugin.data.classification import load_splits
 from bonn_plugin.data.detection import DetectionSplits, Target, collate_detections, load_detection_splits
 from bonn_plugin.data.splits import (
-    EpochSampler,
     SizedDataset,
     Splits,
-    epoch_seed,
     evaluation_loader,
     train_loader,
 )
 
 __all__ = [
     "DetectionSplits",
-    "EpochSampler",
     "SizedDataset",
     "Splits",
     "Target",
     "collate_detections",
-    "epoch_seed",
     "evaluation_loader",
     "load_detection_splits",
     "load_splits",

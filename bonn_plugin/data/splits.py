@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from bonn_plugin.errors import DataError
+from bonn_plugin.sampling import ALONE, Corrupt, Drawn, Share, StepSampler
 
 Collate = Callable[[list[Any]], Any]
 
@@ -32,53 +31,48 @@ class Splits:
     classes: int
 
 
-class EpochSampler(Sampler[int]):
-    """A new order each epoch that depends on seed and epoch alone, so that a resumed run repeats it."""
-
-    def __init__(self, data: Sized, seed: int) -> None:
-        self.data = data
-        self.seed = seed
-        self.epoch = 0
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        yield from torch.randperm(len(self.data), generator=generator).tolist()
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of one epoch's order, augmentation and dropout."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
-
-
 def train_loader(
-    splits: Splits, batch_size: int, seed: int, workers: int, pin: bool = False, collate: Collate | None = None
-) -> tuple[DataLoader[Any], EpochSampler]:
-    """Return the loader of training batches and the sampler whose ``epoch`` orders them.
+    splits: Splits,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    pin: bool = False,
+    collate: Collate | None = None,
+    share: Share = ALONE,
+    max_corrupt: int = 0,
+) -> tuple[DataLoader[Any], StepSampler]:
+    """Return the loader of training batches and the sampler that orders them.
 
     A batch is (B, C, H, W), (B,), or what ``collate`` makes of a list of samples.
+
+    Args:
+        splits: the data.
+        batch_size: samples a step, over all processes and micro-batches.
+        seed: of order and augmentation.
+        workers: loader processes.
+        pin: put batches into memory that a GPU can read.
+        collate: makes a batch of samples.
+        share: which part of each batch is loaded.
+        max_corrupt: how many samples that can't be read are skipped.
     """
-    sampler = EpochSampler(splits.train, seed)
-    loader = _Loader(
-        cast(Dataset[Any], splits.train),
-        batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        drop_last=True,
-        pin_memory=pin,
-        collate_fn=collate,
-    )
-    return loader, sampler
+    sampler = StepSampler(splits.train, seed, batch_size, share)
+    data = Drawn(splits.train, Corrupt(len(splits.train), max_corrupt))
+    return _Loader(data, batch_sampler=sampler, num_workers=workers, pin_memory=pin, collate_fn=collate), sampler
 
 
 def evaluation_loader(
-    splits: Splits, batch_size: int, workers: int, pin: bool = False, collate: Collate | None = None
+    splits: Splits,
+    batch_size: int,
+    workers: int,
+    pin: bool = False,
+    collate: Collate | None = None,
+    share: Share = ALONE,
 ) -> DataLoader[Any]:
-    """Return the loader of all test samples in order; see ``train_loader``."""
+    """Return the loader of all test samples in order; of several processes each has its own, and no two the same."""
+    own = range(share.rank, len(splits.test), share.ranks) if share.ranks > 1 else None
+    size = max(1, batch_size // share.ranks)
     data = cast(Dataset[Any], splits.test)
-    return _Loader(data, batch_size, num_workers=workers, pin_memory=pin, collate_fn=collate)
+    return _Loader(data, size, sampler=own, num_workers=workers, pin_memory=pin, collate_fn=collate)
 
 
 class _Loader(DataLoader[Any]):

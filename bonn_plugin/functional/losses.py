@@ -106,5 +106,6 @@ def update_centers(centers: Tensor, features: Tensor, labels: Tensor, rate: floa
     """
     features = features.detach().to(centers.dtype)
     difference = torch.zeros_like(centers).index_add_(0, labels, centers[labels] - features)
-    count = torch.bincount(labels, minlength=centers.shape[0]).to(centers.dtype)
+    # not bincount, which waits for the GPU
+    count = centers.new_zeros(len(centers)).index_add_(0, labels, centers.new_ones(len(labels)))
     return centers - rate * difference / (1 + count)[:, None]

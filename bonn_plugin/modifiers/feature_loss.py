@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class FeatureLoss(Modifier[FeatureLossConfig]):
     clusters: FeatureClusters
     _classifier: nn.Linear
     _tap: FeatureTap
-    _moved: tuple[Tensor, Tensor] | None = None
+    _moved: tuple[tuple[Tensor, Tensor], ...] = ()
 
     def prepare(self, model: nn.Module, context: PrepareContext) -> None:
         """Find the classifier; see ``Modifier.prepare``."""
@@ -74,6 +75,10 @@ class FeatureLoss(Modifier[FeatureLossConfig]):
         if self.clock.epoch == self.config.start + 1:
             self.clusters.start()
 
+    def on_step_begin(self) -> None:
+        """Forget the features of a step that was skipped."""
+        self._moved = ()
+
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return ``{"feature": theta * loss}``; nothing while gathering. The only place where theta is applied."""
         features = self._tap.take()
@@ -86,14 +91,15 @@ class FeatureLoss(Modifier[FeatureLossConfig]):
         if self.gathering:
             self.clusters.gather(features, batch.labels)
             return {}
-        self._moved = (features.detach(), batch.labels)
+        self._moved = (*self._moved, (features.detach(), batch.labels))
         return {"feature": self.config.theta * self.clusters.loss(features, batch.labels)}
 
     def on_after_optimizer_step(self) -> None:
-        """Move the centres by their own rule."""
-        if self._moved is not None:
-            self.clusters.move_centers(*self._moved, self.config.center_rate)
-            self._moved = None
+        """Move the centres by their own rule, once with the features of all micro-batches."""
+        if self._moved:
+            features, labels = (torch.cat(parts) for parts in zip(*self._moved, strict=True))
+            self.clusters.move_centers(features, labels, self.config.center_rate)
+            self._moved = ()
 
 
 def find_classifier(model: nn.Module) -> nn.Linear:

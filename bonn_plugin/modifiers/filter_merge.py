@@ -9,6 +9,7 @@ import torch
 from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
+from bonn_plugin.collective import from_first
 from bonn_plugin.errors import ModelError
 from bonn_plugin.functional import group_count, group_filters, sensitivity_keeps
 from bonn_plugin.modifiers.base import (
@@ -116,7 +117,8 @@ class FilterMergeModifier(Modifier[FilterMergeConfig]):
         if self.clock.epoch == self.config.start:
             self._choose_keeps()
             for name, layer in self.layers.items():
-                _merge(layer).start(layer.weight, group_filters(layer.weight, self._keeps[name], self.config.seed))
+                groups = group_filters(layer.weight, self._keeps[name], self.config.seed)
+                _merge(layer).start(layer.weight, from_first(groups))  # another CPU may round K-means another way
 
     def on_step_begin(self) -> None:
         """Move gamma: 0 in the first step of the window, 1 from the last one on."""

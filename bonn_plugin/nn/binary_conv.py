@@ -29,7 +29,7 @@ class BinaryConv2d(SignInput):
         bound: half width of the clip.
         threshold: learn a threshold t per input channel, (C_in,). Needed where the input is never
             negative, since its sign would be constant. Its first value is the channel's mean over
-            the first ``THRESHOLD_BATCHES`` training batches.
+            the first ``THRESHOLD_BATCHES`` training batches, those of all processes.
 
     Raises:
         ValueError: the convolution's padding is not zeros, or differs between the two sides.

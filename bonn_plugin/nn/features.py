@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from bonn_plugin.collective import gather_rows
 from bonn_plugin.functional import feature_loss, update_centers
 
 
@@ -60,9 +61,9 @@ class FeatureClusters(nn.Module):
 
     @torch.no_grad()
     def gather(self, features: Tensor, labels: Tensor) -> None:
-        """Add a batch, (B, D) and (B,), to the statistics of its classes (Chan et al.'s update)."""
-        x = features.detach().to(self.mean.dtype)
-        count = torch.bincount(labels, minlength=len(self.count)).to(x.dtype)
+        """Add a batch, (B, D) and (B,), of all processes to the statistics of its classes (Chan et al.'s update)."""
+        x, labels = gather_rows(features.to(self.mean.dtype)), gather_rows(labels)
+        count = torch.zeros_like(self.count).index_add_(0, labels, torch.ones_like(x[:, 0]))
         mean = torch.zeros_like(self.mean).index_add_(0, labels, x) / count.clamp(min=1)[:, None]
         squares = torch.zeros_like(self.squares).index_add_(0, labels, (x - mean[labels]).square())
         total = self.count + count
@@ -98,5 +99,5 @@ class FeatureClusters(nn.Module):
 
     @torch.no_grad()
     def move_centers(self, features: Tensor, labels: Tensor, rate: float) -> None:
-        """Apply the centre-loss rule to the centres."""
-        self.centers.copy_(update_centers(self.centers, features, labels, rate))
+        """Apply the centre-loss rule to the centres, with the features of all processes."""
+        self.centers.copy_(update_centers(self.centers, gather_rows(features), gather_rows(labels), rate))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bonn_plugin.collective import mean_over_ranks
 from bonn_plugin.functional import Ste, binarize_activation
 from bonn_plugin.nn.geometry import ConvGeometry
 
@@ -43,8 +44,8 @@ class SignInput(nn.Module):
     def add_threshold(self, *, from_input: bool = True) -> None:
         """Give the layer a threshold per input channel, (C_in,).
 
-        Its first value is the channel's mean over the first ``THRESHOLD_BATCHES`` training batches; without
-        ``from_input`` it is 0, as in ReActNet's RSign (ECCV 2020, Eq. 4).
+        Its first value is the channel's mean over the first ``THRESHOLD_BATCHES`` training batches of all processes;
+        without ``from_input`` it is 0, as in ReActNet's RSign (ECCV 2020, Eq. 4).
         """
         self.threshold = nn.Parameter(self.weight.detach().new_zeros(self.geometry.in_channels))
         seen = 0 if from_input else THRESHOLD_BATCHES
@@ -54,11 +55,12 @@ class SignInput(nn.Module):
     def input_signs(self, x: Tensor) -> Tensor:
         """Return sign(x - t), ±1 in the shape of ``x``, (B, C_in, H, W)."""
         if self.threshold is not None:
-            if self.training:
+            if self.training and self._batches_left != 0:
                 self._follow_input(x)
             x = x - self.threshold.to(x.dtype)[:, None, None]
         return binarize_activation(x, self.ste, self.bound)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _follow_input(self, x: Tensor) -> None:
         assert self.threshold is not None
@@ -67,7 +69,8 @@ class SignInput(nn.Module):
         if self._batches_left:
             self._batches_left -= 1
             self.threshold_batches += 1
-            mean = x.float().mean((0, 2, 3)).to(self.threshold.dtype)
+            wide = torch.promote_types(x.dtype, torch.float32)
+            mean = mean_over_ranks(x.mean((0, 2, 3), dtype=wide)).to(self.threshold.dtype)
             self.threshold.lerp_(mean, 1 / (THRESHOLD_BATCHES - self._batches_left))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

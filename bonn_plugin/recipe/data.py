@@ -59,6 +59,11 @@ class DataConfig(FrozenModel):
         """What ``num_classes`` must be, None where only the folder tells."""
         return None
 
+    @property
+    def corrupt_allowed(self) -> int:
+        """How many training samples that can't be read are skipped."""
+        return 0
+
 
 class DigitsConfig(DataConfig):
     """scikit-learn's 1,797 handwritten digits, enlarged, three equal channels; a fixed stratified split.
@@ -120,6 +125,7 @@ class ImageFolderConfig(DataConfig):
         resize: shorter side before cropping, in pixels; None is ``crop`` * 256 / 224.
         crop: height and width of the random crop in training and of the centre crop in evaluation.
         flip: random horizontal flips.
+        max_corrupt: how many training pictures that can't be read are skipped; one more is an error.
     """
 
     name: Literal["imagefolder"] = "imagefolder"
@@ -127,11 +133,17 @@ class ImageFolderConfig(DataConfig):
     resize: Annotated[int, Field(ge=8, le=4096)] | None = None
     crop: Annotated[int, Field(ge=8, le=4096)] = 224
     flip: bool = True
+    max_corrupt: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
 
     @property
     def image_size(self) -> int:
         """See ``DataConfig``."""
         return self.crop
+
+    @property
+    def corrupt_allowed(self) -> int:
+        """See ``DataConfig``."""
+        return self.max_corrupt
 
 
 class DigitScenesConfig(DataConfig):

@@ -117,7 +117,7 @@ class _Validator:
         data = self.data(raw)
         modifiers = self.modifiers(raw)
         if training:
-            self.collect(("training", "schedule"), training.schedule.problems(training.epochs))
+            self.collect(("training",), training.problems())
             for i, config in modifiers.items():
                 self.collect(("modifiers", i), config.problems(training.epochs, self.meant[:i]))
         for i, config in modifiers.items():

@@ -97,13 +97,22 @@ class TrainingConfig(FrozenModel):
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: samples a step; the last, smaller batch of an epoch is dropped.
+        batch_size: samples a step, over all processes; the last, smaller batch of an epoch is dropped.
         optimizer: see ``OptimizerConfig``.
         schedule: see ``ScheduleConfig``.
         seed: of weights, order and augmentation.
         label_smoothing: of the cross entropy.
         clip_grad: largest norm of the gradient; None for no clipping.
         amp: automatic mixed precision: ``auto`` is bfloat16 on a GPU and off on a CPU.
+        accumulate: micro-batches that a process takes one after the other for one step: the gradient is that of
+            the whole batch, but norms and first values of thresholds see the micro-batches.
+        sync_norms: with several processes, batch norms take their statistics over all of them.
+        channels_last: memory format of weights and images.
+        compile: compile the network by ``torch.compile``.
+        ema: decay of a moving average of all weights and statistics (timm's ModelEmaV3), which is then what is
+            measured, packed and reported; None for none.
+        skip_bad_steps: how many steps of the run whose loss or gradient is not finite are left out; each step
+            then waits for the device.
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)]
@@ -114,6 +123,19 @@ class TrainingConfig(FrozenModel):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_grad: Positive | None = None
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
+    accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
+    sync_norms: bool = True
+    channels_last: bool = False
+    compile: bool = False
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    skip_bad_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+    def problems(self) -> Iterator[tuple[Path, str]]:
+        """Yield (path, message) for keys that do not fit each other."""
+        if self.batch_size % self.accumulate:
+            yield ("accumulate",), f"a batch_size of {self.batch_size} can't be cut into {self.accumulate} equal parts"
+        for path, message in self.schedule.problems(self.epochs):
+            yield ("schedule", *path), message
 
 
 class RecipeName(FrozenModel):

@@ -9,12 +9,16 @@ from bonn_plugin.train.detection import Detection, equal_detections, mean_averag
 from bonn_plugin.train.device import choose_device
 from bonn_plugin.train.evaluate import Evaluation, evaluate, evaluate_export
 from bonn_plugin.train.pictures import DETECTIONS_PLOT, draw_detections
-from bonn_plugin.train.runner import METRICS, STATE, Outcome, Progress, Runner, check_free, write_report
+from bonn_plugin.train.runner import BAD_STEP, METRICS, STATE, Outcome, Progress, Runner, check_free, write_report
+from bonn_plugin.train.stop import Stopped, StopRequest
 from bonn_plugin.train.task import Scores, Step, Task
+from bonn_plugin.train.world import RANK_TIMEOUT, World, open_world
 
 __all__ = [
+    "BAD_STEP",
     "DETECTIONS_PLOT",
     "METRICS",
+    "RANK_TIMEOUT",
     "STATE",
     "Classification",
     "Detection",
@@ -25,7 +29,10 @@ __all__ = [
     "Runner",
     "Scores",
     "Step",
+    "StopRequest",
+    "Stopped",
     "Task",
+    "World",
     "check_free",
     "check_images",
     "choose_device",
@@ -35,5 +42,6 @@ __all__ = [
     "evaluate",
     "evaluate_export",
     "mean_average_precision",
+    "open_world",
     "write_report",
 ]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bonn_plugin.checkpoint import CONFIG, RECIPE
-from bonn_plugin.errors import CheckpointError
+from bonn_plugin.errors import CheckpointError, TrainingError
 from bonn_plugin.recipe import Recipe, RecipeError, earlier_recipes, load_recipe
 from bonn_plugin.train.runner import STATE, Progress, Runner
+from bonn_plugin.train.stop import StopRequest
+from bonn_plugin.train.world import World
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,32 @@ class EarlierRun:
             raise CheckpointError(f"{self.folder} holds a checkpoint that no run left there: move it away")
         return (self.folder / CONFIG).exists()
 
-    def complete(self, device: torch.device, progress: Progress) -> None:
-        """Train it, or go on with it, unless it is finished.
+    def complete(
+        self,
+        device: torch.device,
+        progress: Progress,
+        world: World | None = None,
+        checkpoint_every: int | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        """Train it, or go on with it, unless it is finished; with the arguments of the runner.
 
         Raises:
-            BonnError: as the runner.
+            BonnError: as the runner; or several processes train together, and it is not finished.
         """
         if self.finished:
             progress.line(f"{self.recipe.name}: finished in {self.folder}")
             return
+        if world is not None and world.ranks > 1:
+            raise TrainingError(
+                f"{self.recipe.name} must be finished in {self.folder} before several processes train what needs it: "
+                "run it by a torchrun of its own"
+            )
         runner = Runner(self.recipe, self.folder, device, progress)
-        runner.train(resume=(self.folder / STATE).exists())
-        runner.finish()
+        resume = (self.folder / STATE).exists()
+        runner.train(resume=resume, checkpoint_every=checkpoint_every, stop=stop)
+        with nullcontext() if stop is None else stop.urgent():
+            runner.finish()
         progress.line(f"{self.recipe.name}: packed in {self.folder}")
 
 

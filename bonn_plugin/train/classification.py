@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from bonn_plugin.data import evaluation_loader, load_splits, train_loader
 from bonn_plugin.errors import ModelError, TrainingError, one_line
 from bonn_plugin.recipe import Recipe, recipe_model
 from bonn_plugin.report import Accuracy
+from bonn_plugin.sampling import ALONE, Share, StepSampler
 from bonn_plugin.train.task import Scores, Step, placed
 
 TOLERANCE = 1e-3
@@ -29,13 +31,14 @@ class Classification:
 
     headline = ("test_top1", "%")
 
-    def __init__(self, recipe: Recipe, *, pin: bool = False) -> None:
+    def __init__(self, recipe: Recipe, *, pin: bool = False, share: Share = ALONE) -> None:
         self.recipe = recipe
         training, workers = recipe.training, recipe.data.workers
         with placed(recipe, "data"):
             self.splits = load_splits(recipe.data, recipe.model.num_classes)
-        self.loader, self.sampler = train_loader(self.splits, training.batch_size, training.seed, workers, pin=pin)
-        self.test = evaluation_loader(self.splits, training.batch_size, workers, pin=pin)
+        self.loader, self.sampler = self._training(share, pin=pin)
+        self.test = evaluation_loader(self.splits, training.batch_size, workers, pin)
+        self.own_test = evaluation_loader(self.splits, training.batch_size, workers, pin, share=share)
         self.sizes = (len(self.splits.train), len(self.splits.test))
         channels, height, width = self.splits.test[0][0].shape
         self.image_shape = (int(channels), int(height), int(width))
@@ -52,27 +55,30 @@ class Classification:
     def step(self, model: nn.Module, batch: Any, device: torch.device) -> Step:
         """See ``Task``."""
         images, labels = (part.to(device, non_blocking=True) for part in batch)
+        if self.recipe.training.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         logits = model(images)
         return Step({"task": self.criterion(logits, labels)}, labels, images, logits)
 
     def calibration(self) -> Iterator[Tensor]:
         """See ``Task``."""
-        self.sampler.epoch = 0
-        with torch.random.fork_rng(devices=[]):  # the augmentation's numbers too
-            torch.manual_seed(self.recipe.training.seed)
-            for images, _ in self.loader:
-                yield images
+        loader, _ = self._training(ALONE)
+        for images, _ in loader:
+            yield images
 
     def measure(self, model: nn.Module, device: torch.device) -> Scores:
         """See ``Task``."""
         model.eval()
-        return self.measure_by(lambda images: model(images.to(device)).float().cpu())
+        return self._scores(lambda images: model(images.to(device)).float().cpu(), self.own_test, together=True)
 
-    @torch.no_grad()
     def measure_by(self, predict: Callable[[Tensor], Tensor]) -> Scores:
         """Return the measurements of whatever makes logits (B, classes), on the CPU, of images."""
-        top1, top5 = self._meters()
-        for images, labels in self.test:
+        return self._scores(predict, self.test, together=False)
+
+    @torch.no_grad()
+    def _scores(self, predict: Callable[[Tensor], Tensor], loader: DataLoader[Any], *, together: bool) -> Scores:
+        top1, top5 = self._meters(together=together)
+        for images, labels in loader:
             logits = predict(images)
             top1.update(logits, labels)
             top5.update(logits, labels)
@@ -111,9 +117,25 @@ class Classification:
             conversion_difference=0.0 if exact else lost,
         )
 
-    def _meters(self) -> tuple[MulticlassAccuracy, MulticlassAccuracy]:
+    def _training(self, share: Share, *, pin: bool = False) -> tuple[DataLoader[Any], StepSampler]:
+        training, data = self.recipe.training, self.recipe.data
+        return train_loader(
+            self.splits,
+            training.batch_size,
+            training.seed,
+            data.workers,
+            pin,
+            share=share,
+            max_corrupt=data.corrupt_allowed,
+        )
+
+    def _meters(self, *, together: bool = False) -> tuple[MulticlassAccuracy, MulticlassAccuracy]:
+        """Return meters of top-1 and top-5; ``together`` they count the samples of all processes."""
         classes = self.recipe.model.num_classes
-        top1, top5 = (MulticlassAccuracy(classes, top_k=min(k, classes), average="micro") for k in (1, 5))
+        top1, top5 = (
+            MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", sync_on_compute=together)
+            for k in (1, 5)
+        )
         return top1, top5
 
 

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from bonn_plugin.collective import gather_objects
 from bonn_plugin.data import Target, collate_detections, evaluation_loader, load_detection_splits, train_loader
 from bonn_plugin.errors import BonnError, DataError, ModelError, TrainingError, one_line
 from bonn_plugin.recipe import Recipe, recipe_model
 from bonn_plugin.report import Precision
+from bonn_plugin.sampling import ALONE, Share, StepSampler
 from bonn_plugin.train.task import Scores, Step, placed
 
 TOLERANCE = 1e-3
@@ -36,17 +39,16 @@ class Detection:
 
     headline = ("test_map", "mAP")
 
-    def __init__(self, recipe: Recipe, *, pin: bool = False) -> None:
+    def __init__(self, recipe: Recipe, *, pin: bool = False, share: Share = ALONE) -> None:
         self.recipe = recipe
         training, workers = recipe.training, recipe.data.workers
         with placed(recipe, "data"):
             _need_pycocotools()
             self.splits = load_detection_splits(recipe.data, recipe.model.num_classes)
+        self.loader, self.sampler = self._training(share, pin=pin)
         collate = collate_detections
-        self.loader, self.sampler = train_loader(
-            self.splits, training.batch_size, training.seed, workers, pin=pin, collate=collate
-        )
-        self.test = evaluation_loader(self.splits, training.batch_size, workers, pin=pin, collate=collate)
+        self.test = evaluation_loader(self.splits, training.batch_size, workers, pin, collate)
+        self.own_test = evaluation_loader(self.splits, training.batch_size, workers, pin, collate, share)
         self.sizes = (len(self.splits.train), len(self.splits.test))
         size = recipe.data.image_size
         self.image_shape = (3, size, size)
@@ -66,29 +68,49 @@ class Detection:
 
     def calibration(self) -> Iterator[Tensor]:
         """See ``Task``; images of several sizes come one by one."""
-        self.sampler.epoch = 0
-        with torch.random.fork_rng(devices=[]):  # the augmentation's numbers too
-            torch.manual_seed(self.recipe.training.seed)
-            for images, _ in self.loader:
-                if len({image.shape for image in images}) == 1:
-                    yield torch.stack(images)
-                else:
-                    yield from (image[None] for image in images)
+        loader, _ = self._training(ALONE)
+        for images, _ in loader:
+            if len({image.shape for image in images}) == 1:
+                yield torch.stack(images)
+            else:
+                yield from (image[None] for image in images)
 
     def measure(self, model: nn.Module, device: torch.device) -> Scores:
         """See ``Task``."""
         model.eval()
-        return self.measure_by(lambda images: model([image.to(device) for image in images]))
+        found, targets = self._found(lambda images: model([image.to(device) for image in images]), self.own_test)
+        everyone = gather_objects((found, targets))
+        return mean_average_precision(
+            [one for part, _ in everyone for one in part], [one for _, part in everyone for one in part]
+        )
 
-    @torch.no_grad()
     def measure_by(self, predict: Callable[[list[Tensor]], Sequence[Found]]) -> Scores:
         """Return the measurements of whatever makes detections of a list of images, (3, H, W) on the CPU."""
+        return mean_average_precision(*self._found(predict, self.test))
+
+    @torch.no_grad()
+    def _found(
+        self, predict: Callable[[list[Tensor]], Sequence[Found]], loader: DataLoader[Any]
+    ) -> tuple[list[Found], list[Target]]:
         found: list[Found] = []
         targets: list[Target] = []
-        for images, truth in self.test:
+        for images, truth in loader:
             found += [{key: value.cpu() for key, value in one.items()} for one in predict(images)]
             targets += truth
-        return mean_average_precision(found, targets)
+        return found, targets
+
+    def _training(self, share: Share, *, pin: bool = False) -> tuple[DataLoader[Any], StepSampler]:
+        training, data = self.recipe.training, self.recipe.data
+        return train_loader(
+            self.splits,
+            training.batch_size,
+            training.seed,
+            data.workers,
+            pin,
+            collate_detections,
+            share,
+            data.corrupt_allowed,
+        )
 
     def describe(self, scores: Scores) -> str:
         """See ``Task``."""
@@ -130,8 +152,8 @@ class Detection:
 def mean_average_precision(found: Sequence[Found], targets: Sequence[Target]) -> dict[str, float]:
     """Return COCO's mAP, mAP50 and mAP75 from 0 to 1 by torchmetrics and pycocotools.
 
-    Ignored objects count as COCO's crowds do: what is found there is neither right nor wrong. Without any object to find
-    each measurement is -1, as COCO has it.
+    Ignored objects count as COCO's crowds do: what is found there is neither right nor wrong. Without any object to
+    find each measurement is -1, as COCO has it.
 
     Where several processes measure together each gives what it has, and all get the measurements of the whole. An
     image whose ``image_id`` came before is left out: two of them may have been given it.

@@ -6,16 +6,27 @@ import torch
 
 from bonn_plugin.errors import TrainingError, one_line
 from bonn_plugin.recipe import Recipe
+from bonn_plugin.train.world import launched
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device: ``auto`` is the first GPU, or the CPU where there is none.
 
+    Where torchrun started several processes on this machine, each takes the GPU of its number.
+
     Raises:
-        TrainingError: there is no such device.
+        TrainingError: there is no such device, or fewer than processes.
     """
+    _, ranks, local = launched()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise TrainingError(f"device {name!r} is one for {ranks} processes: use cuda or auto, each takes its own")
+        if local >= torch.cuda.device_count():
+            raise TrainingError(f"local rank {local} finds {torch.cuda.device_count()} GPUs: start one process a GPU")
+        torch.cuda.set_device(local)
+        name = f"cuda:{local}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

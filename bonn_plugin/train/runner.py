@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import math
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from bonn_plugin.checkpoint import CONFIG, RECIPE, WEIGHTS, load_packed, load_state, load_weights, save_packed
-from bonn_plugin.data import epoch_seed
-from bonn_plugin.errors import CheckpointError, SessionError, TrainingError, one_line
+from bonn_plugin.collective import most_over_ranks
+from bonn_plugin.errors import CheckpointError, DataError, Followed, SessionError, TrainingError, one_line
 from bonn_plugin.files import write_file
 from bonn_plugin.nn.distribution import latent_valleys
-from bonn_plugin.optim import make_optimizer, make_scheduler
 from bonn_plugin.recipe import Recipe, dump_recipe, recipe_model
 from bonn_plugin.report import Report, make_report, to_markdown
+from bonn_plugin.sampling import Corrupt, Share
 from bonn_plugin.session import Session
-from bonn_plugin.train.device import amp_dtype
+from bonn_plugin.train.book import Book
 from bonn_plugin.train.start import Start, start_place
+from bonn_plugin.train.stepper import Stepper
+from bonn_plugin.train.stop import Stopped, StopRequest
 from bonn_plugin.train.task import Task, placed
 from bonn_plugin.train.tasks import make_task
+from bonn_plugin.train.world import World
 
 STATE = Path("training") / "state.pt"
 METRICS = Path("training") / "metrics.jsonl"
+BAD_STEP = Path("training") / "bad_step.json"
+SHOWN = 8
+"""Indices that a message shows."""
 LOOK_EVERY = 20
 """Steps between two looks at the loss on a GPU: each look waits for the device."""
 
@@ -59,24 +63,33 @@ class Runner:
 
     Args:
         recipe: what to do.
-        folder: where everything goes.
+        folder: where everything goes; several processes all see it.
         device: where to train.
         progress: where to tell.
+        world: the processes that train together; without it this one is alone.
 
     Attributes:
         saved: epochs whose state is on the disk.
+        saved_steps: steps of the epoch after them that it holds too.
 
     Raises:
         BonnError: anything of the recipe does not fit data, model or machine.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, progress: Progress) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, device: torch.device, progress: Progress, world: World | None = None
+    ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.device = device
         self.progress = progress
+        self.world = world = World() if world is None else world
+        self.saved = self.saved_steps = 0
         training = recipe.training
-        self.task: Task = make_task(recipe, pin=device.type == "cuda")
+        share = Share(world.rank, world.ranks, training.accumulate)
+        _check_share(recipe, share)
+        self.task: Task = make_task(recipe, pin=device.type == "cuda", share=share)
+        self.steps = self.task.sampler.steps
         torch.manual_seed(training.seed)
         model = self.task.build()
         place = start_place(recipe, folder)
@@ -85,68 +98,62 @@ class Runner:
         start = None if weights is None else Start(recipe, str(place), weights, progress.line)
         if start is not None:
             start.fill(model)
-        self.session = Session(recipe, len(self.task.loader))
+        self.session = Session(recipe, self.steps)
         self.model = self.session.prepare(model, folder=folder)
         if start is not None:
             start.fill(self.model, added_only=True)
         self.model.to(device)
-        for modifier in self.session.modifiers:
-            for module in modifier.modules().values():
-                module.to(device)
-        groups = self.session.param_groups()
-        with placed(recipe, "training", "optimizer"):
-            self.optimizer = make_optimizer(training.optimizer, groups)
-        self.scheduler = make_scheduler(training, self.optimizer, len(self.task.loader))
-        self.amp = amp_dtype(recipe, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp is torch.float16)
+        for module in self.session.own_modules():
+            module.to(device)
+        self.stepper = Stepper(recipe, self.task, self.session, device, world)
+        self.book = Book()
         self.metrics: list[dict[str, Any]] = []
-        self.saved = 0
+        if world.watch is not None:
+            world.watch.advice = self._saved_text
 
-    def train(self, *, resume: bool) -> None:
+    def train(self, *, resume: bool, checkpoint_every: int | None = None, stop: StopRequest | None = None) -> None:
         """Run the epochs that are left, with a state on disk after each.
+
+        Args:
+            resume: go on with the run that the folder holds.
+            checkpoint_every: optimizer steps between two states in the middle of an epoch; None for none.
+            stop: whether to stop; asked after each step.
 
         Raises:
             CheckpointError: the folder holds a run already and ``resume`` is off, or holds none and it is on.
-            TrainingError: the loss is not a number any more.
+            TrainingError: the loss is not a number any more; another process died.
+            Stopped: ``stop`` was asked; what was trained is on the disk.
         """
+        stop = StopRequest() if stop is None else stop
         state = self.folder / STATE
         if resume:
             self._load(state)
-        else:
+        elif self.world.leads:
             check_free(self.folder)
+        self.world.most([0.0])  # none writes before the first has looked
+        if not resume and self.world.leads:
             write_file(self.folder / "training" / RECIPE, dump_recipe(self.recipe).encode())
-        precision = "float32" if self.amp is None else str(self.amp).removeprefix("torch.")
-        self.progress.line(
-            f"{self.recipe.name}: {self.recipe.model.name}, {self.task.sizes[0]:,} training and "
-            f"{self.task.sizes[1]:,} test samples, device {self.device}, {precision}, "
-            f"epochs {self.session.epoch + 1} to {self.session.epochs}"
-            if self.session.epoch < self.session.epochs
-            else f"{self.recipe.name}: trained already"
-        )
-        for epoch in range(self.session.epoch, self.session.epochs):
-            began = time.perf_counter()
-            record = {"epoch": epoch + 1, **self._epoch(epoch)}
-            self._check_weights(epoch)
-            record.update(self.session.metrics())
-            record.update(self.task.measure(self.model, self.device))
-            valleys = latent_valleys(self.model)
-            if valleys:
-                record["valley"] = {"mean": sum(valleys.values()) / len(valleys), "max": max(valleys.values())}
-            record["seconds"] = time.perf_counter() - began
-            self.metrics.append(record)
-            self._save(state)
-            self.progress.line(_epoch_line(record, self.session.epochs, self.task.headline))
+        self.progress.line(self._first_line())
+        for epoch in range(len(self.metrics), self.session.epochs):
+            if self.session.epoch == epoch:
+                self._epoch(epoch, checkpoint_every, stop)
+            self._measure(stop)
+            self.metrics.append({**self.book.record, "seconds": self.book.seconds})
+            self.book.begin()
+            self._save()
+            self.progress.line(_epoch_line(self.metrics[-1], self.session.epochs, self.task.headline))
+            if self.world.most([float(stop.asked)])[0] and epoch + 1 < self.session.epochs:
+                raise Stopped
 
     def finish(self) -> Outcome:
-        """Convert, save, reload from the files, compare and report.
+        """Convert, save, reload from the files, compare and report; for one process.
 
         Raises:
             TrainingError: the reloaded model computes something else than the trained one.
         """
-        trained = self.model.eval().cpu()
-        for modifier in self.session.modifiers:
-            for module in modifier.modules().values():
-                module.cpu()
+        trained = self.stepper.release().eval().cpu()
+        for module in self.session.own_modules():
+            module.cpu()
         converted = self.session.convert(self.task.calibration)
         save_packed(converted, self.folder, self.recipe)
         packed = load_packed(self.folder)
@@ -165,77 +172,145 @@ class Runner:
         write_report(self.folder, report)
         return Outcome(self.folder, report)
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
-        training = self.recipe.training
-        self.task.sampler.epoch = epoch
-        torch.manual_seed(epoch_seed(training.seed, epoch))
+    def _epoch(self, epoch: int, checkpoint_every: int | None = None, stop: StopRequest | None = None) -> None:
+        stop = StopRequest() if stop is None else stop
+        sampler, first = self.task.sampler, self.session.clock.step
+        sampler.epoch, sampler.start = epoch, first
+        if first == 0:
+            self.book.begin()
         self.model.train()
-        sums: dict[str, Tensor] = {}
-        steps = len(self.task.loader)
-        batches = self.progress.steps(self.task.loader, epoch, self.session.epochs, steps)
-        for step, batch in enumerate(batches):
-            self.optimizer.zero_grad()
-            with self._autocast():
-                made = self.task.step(self.model, batch, self.device)
-            terms = self.session.loss(labels=made.labels, images=made.images, outputs=made.outputs)
-            loss: Any = terms.with_task(sum(made.losses.values(), terms.zero))
-            self.scaler.scale(loss).backward()
-            if training.clip_grad is not None:
-                self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_grad)
-            self.session.before_step()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.session.step()
-            self.scheduler.step_update(epoch * steps + step + 1)
-            for name, value in {**made.losses, **terms.terms}.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-            if self.device.type == "cpu" or step % LOOK_EVERY == 0 or step == steps - 1:
-                self._check(sums, epoch, step)
-        lr = max(group["lr"] for group in self.optimizer.param_groups)
-        return {"lr": lr, "loss": {name: float(value) / steps for name, value in sums.items()}}
+        groups = _grouped(self.task.loader, self.recipe.training.accumulate)
+        batches = self.progress.steps(groups, epoch, self.session.epochs, self.steps - first)
+        for step, parts in enumerate(batches, first):
+            self.world.mark(f"epoch {epoch + 1}, step {step + 1}")
+            taken = self.stepper.take(epoch, step, parts)
+            if taken.moved:
+                self.book.add(step, taken.losses)
+            else:
+                self._skipped(epoch, step)
+            self.world.mark(f"the end of epoch {epoch + 1}, step {step + 1}")
+            last = step == self.steps - 1
+            due = checkpoint_every is not None and (epoch * self.steps + step + 1) % checkpoint_every == 0
+            if self.device.type == "cpu" or (step + 1) % LOOK_EVERY == 0 or due or last:
+                bad, stopping = self.book.look(self.world, stop.asked)
+                if bad is not None:
+                    self._diverged(bad.what, epoch, bad.step)
+                if (due or stopping) and not last:
+                    self._check_weights(epoch, step)
+                    self._save()
+                if stopping and not last:
+                    raise Stopped
+        self._check_weights(epoch, self.steps - 1)
+        self._close(epoch)
 
-    def _check(self, sums: dict[str, Tensor], epoch: int, step: int) -> None:
-        for name, value in sums.items():
-            if not math.isfinite(float(value)):
-                self._diverged(f"the {name} loss is {float(value)}", epoch, step)
+    def _close(self, epoch: int) -> None:
+        """Note what is known of an epoch before it is measured."""
+        lr = max(group["lr"] for group in self.stepper.optimizer.param_groups)
+        record: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, "loss": self.book.means()}
+        record.update(self.session.metrics())
+        valleys = latent_valleys(self.model)
+        if valleys:
+            record["valley"] = {"mean": sum(valleys.values()) / len(valleys), "max": max(valleys.values())}
+        if self.book.skipped:
+            record["skipped_steps"] = self.book.skipped
+        corrupt = self._corrupt()
+        if corrupt:
+            record["corrupt_samples"] = len(corrupt)
+            self.progress.line(f"{len(corrupt)} training samples can't be read and are skipped: {_few(corrupt)}")
+        self.book.record = record
 
-    def _check_weights(self, epoch: int) -> None:
+    def _measure(self, stop: StopRequest) -> None:
+        # of one process alone: a measurement that is broken off is made again on resume
+        urgent = stop.urgent() if self.world.ranks == 1 else nullcontext()
+        try:
+            with urgent, self.stepper.averaged() as model:
+                scores = self.task.measure(model, self.device)
+        except Stopped:
+            self._save()
+            raise
+        self.world.mark(f"the measurement of epoch {self.book.record['epoch']}")
+        self.book.record.update(scores)
+
+    def _corrupt(self) -> list[int]:
+        """Return the training samples that no process could read."""
+        corrupt: Corrupt | None = getattr(self.task.loader.dataset, "corrupt", None)
+        if corrupt is None or not corrupt.limit:
+            return []
+        corrupt.met.copy_(most_over_ranks(corrupt.met))
+        if len(corrupt.indices) > corrupt.limit:
+            raise DataError(
+                f"{len(corrupt.indices)} training samples can't be read, more than max_corrupt: {corrupt.limit}: "
+                f"{_few(corrupt.indices)}"
+            )
+        return corrupt.indices
+
+    def _skipped(self, epoch: int, step: int) -> None:
+        self.book.skipped += 1
+        limit = self.recipe.training.skip_bad_steps
+        if self.book.skipped > limit:
+            self._diverged(f"the loss or its gradient is not finite, for the {limit + 1}. time,", epoch, step)
+        samples = _few(self.task.sampler.samples(epoch, step))
+        self.progress.line(
+            f"epoch {epoch + 1}, step {step + 1}: loss or gradient not finite, step skipped "
+            f"({self.book.skipped} of {limit}); samples {samples}"
+        )
+
+    def _check_weights(self, epoch: int, step: int) -> None:
         """Stop where the last step, whose loss was fine, left weights that no state should hold."""
-        roots = [self.model, *(m for modifier in self.session.modifiers for m in modifier.modules().values())]
-        for root in roots:
+        for root in (self.model, *self.session.own_modules()):
             for name, tensor in root.state_dict().items():
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    self._diverged(f"{name} is not finite", epoch, len(self.task.loader) - 1)
+                    self._diverged(f"{name} is not finite", epoch, step)
 
-    def _diverged(self, what: str, epoch: int, step: int) -> None:
-        last = f"{self.folder / STATE} holds epoch {epoch}" if epoch else "no epoch was finished"
+    def _diverged(self, what: str, epoch: int, step: int) -> NoReturn:
+        samples = self.task.sampler.samples(epoch, step)
+        place = self.folder / BAD_STEP
+        if not self.world.leads:
+            raise Followed
+        noted = {"epoch": epoch + 1, "step": step + 1, "what": what, "samples": samples}
+        write_file(place, (json.dumps(noted) + "\n").encode())
         raise TrainingError(
-            f"{what} at epoch {epoch + 1}, step {step + 1}: lower the learning rate or the loss's weight; {last}"
+            f"{what} at epoch {epoch + 1}, step {step + 1}: lower the learning rate or the loss's weight, or look at "
+            f"its samples {_few(samples)}, all in {place}; {self._saved_text()}"
         )
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.amp is None else torch.autocast(self.device.type, self.amp)
+    def _saved_text(self) -> str:
+        if not (self.saved or self.saved_steps):
+            return "no epoch was finished, and no state is saved"
+        steps = f" and {self.saved_steps} of {self.steps} steps of the next" if self.saved_steps else ""
+        return f"{self.folder / STATE} holds epoch {self.saved}{steps}: go on with --resume"
 
-    def _save(self, path: Path) -> None:
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "session": self.session.state_dict(),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "metrics": self.metrics,
-            },
-            buffer,
+    def _first_line(self) -> str:
+        amp = self.stepper.amp
+        precision = "float32" if amp is None else str(amp).removeprefix("torch.")
+        together = f", {self.world.ranks} processes" if self.world.ranks > 1 else ""
+        if len(self.metrics) == self.session.epochs:
+            return f"{self.recipe.name}: trained already"
+        step = self.session.clock.step
+        return (
+            f"{self.recipe.name}: {self.recipe.model.name}, {self.task.sizes[0]:,} training and "
+            f"{self.task.sizes[1]:,} test samples, device {self.device}{together}, {precision}, "
+            f"epochs {len(self.metrics) + 1} to {self.session.epochs}" + (f", from step {step + 1}" if step else "")
         )
-        write_file(path, buffer.getvalue())
-        self.saved = self.session.epoch
+
+    def _save(self) -> None:
+        state = {
+            "session": self.session.state_dict(),
+            **self.stepper.state_dict(),
+            "metrics": self.metrics,
+            "epoch": {**self.book.state_dict(self.world.ranks), "corrupt": self._corrupt()},
+        }
+        if self.world.leads:
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            write_file(self.folder / STATE, buffer.getvalue())
+        self.saved, self.saved_steps = self.session.epoch, self.session.clock.step
         self._write_metrics()
 
     def _write_metrics(self) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in self.metrics)
-        write_file(self.folder / METRICS, lines.encode())
+        if self.world.leads:
+            lines = "".join(json.dumps(record) + "\n" for record in self.metrics)
+            write_file(self.folder / METRICS, lines.encode())
 
     def _load(self, path: Path) -> None:
         if not path.exists():
@@ -243,15 +318,25 @@ class Runner:
         state = load_state(path)
         try:
             self.session.load_state_dict(state["session"])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            self.stepper.load_state_dict(state)
+            self.book.load_state_dict(state["epoch"], self.device)
+            corrupt: Corrupt | None = getattr(self.task.loader.dataset, "corrupt", None)
+            if corrupt is not None:
+                corrupt.met[torch.tensor(state["epoch"]["corrupt"], dtype=torch.long)] = 1
+            processes = int(state["epoch"]["processes"])
         except SessionError as error:
             raise CheckpointError(f"{path}: {error}") from error
         except Exception as error:
             raise CheckpointError(f"{path}: does not fit the recipe's run: {one_line(error)}") from error
         self.metrics = state["metrics"]
-        self.saved = self.session.epoch
+        self.saved, self.saved_steps = self.session.epoch, self.session.clock.step
+        if processes != self.world.ranks:
+            norms = "" if self.recipe.training.sync_norms else ", norms see batches of another size"
+            self.progress.line(
+                f"the state is of {processes} processes, this run has {self.world.ranks}: each step has the same "
+                f"samples with the same augmentation, but sums are taken in another order, dropout draws other "
+                f"numbers{norms}"
+            )
         self._write_metrics()  # a run that was killed after its state may lack the last line
 
 
@@ -261,6 +346,30 @@ def check_free(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds a run already: go on with it by --resume, or choose another folder by --out"
         )
+
+
+def _grouped(loader: Iterable[Any], parts: int) -> Iterator[list[Any]]:
+    """Yield a step's micro-batches together."""
+    batches = iter(loader)
+    while group := list(itertools.islice(batches, parts)):
+        yield group
+
+
+def _check_share(recipe: Recipe, share: Share) -> None:
+    size = recipe.training.batch_size
+    if size % share.pieces:
+        problem = recipe.source.problem(
+            ("training", "batch_size"),
+            f"batch_size is that of all processes together: {size} can't be cut into equal parts for {share.ranks} "
+            f"processes with {share.parts} micro-batches each",
+        )
+        raise TrainingError(str(problem))
+
+
+def _few(samples: list[int]) -> str:
+    """Return the first indices, and how many there are more."""
+    shown = ", ".join(map(str, samples[:SHOWN]))
+    return shown if len(samples) <= SHOWN else f"{shown} and {len(samples) - SHOWN} more"
 
 
 def write_report(folder: Path, report: Report) -> None:

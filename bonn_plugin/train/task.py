@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bonn_plugin.data import EpochSampler
 from bonn_plugin.errors import BonnError
 from bonn_plugin.recipe import Recipe
 from bonn_plugin.report import Accuracy, Precision
+from bonn_plugin.sampling import StepSampler
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Task(Protocol):
     """One kind of training, on the recipe's data.
 
     Attributes:
-        loader: training batches.
-        sampler: its ``epoch`` orders them.
+        loader: this process's training batches, micro-batch by micro-batch.
+        sampler: its ``epoch`` orders them, its ``start`` is the first step.
         sizes: training and test samples.
         image_shape: (C, H, W) of a test image.
         headline: the measurement that an epoch's line shows, and its unit.
     """
 
     loader: DataLoader[Any]
-    sampler: EpochSampler
+    sampler: StepSampler
     sizes: tuple[int, int]
     image_shape: tuple[int, int, int]
     headline: tuple[str, str]
@@ -72,7 +72,10 @@ class Task(Protocol):
         ...
 
     def measure(self, model: nn.Module, device: torch.device) -> Scores:
-        """Return the measurements of a model, which is put into eval mode, on the whole test set."""
+        """Return the measurements of a model, which is put into eval mode, on the whole test set.
+
+        Where several processes train together, each measures its share, and all return the measurements of the whole.
+        """
         ...
 
     def describe(self, scores: Scores) -> str:
