@@ -104,7 +104,7 @@ def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
     alone = tuple(left_alone(model))
     for modifier in session.modifiers:
         modifier.foresee()
-    packed = session.convert()
+    packed = session.forecast(example)
     return Forecast(
         tuple(layers),
         alone,
