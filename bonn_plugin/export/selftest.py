@@ -2,8 +2,9 @@
 
 Float sums in another order differ in their last bits, and a 1-bit network amplifies that: where a value
 lies so near to its threshold that rounding decides its sign, the logits move by far more than rounding.
-Such an image is not waved through. The engine's signs are read out, each that differs from torch's must
-be such a tie, and torch with these signs must give the engine's logits.
+So they do where a value lies so near to the middle of two integers that rounding decides which of them an
+8-bit layer takes. Such an image is not waved through. The engine's signs and integers are read out, each that
+differs from torch's must be such a tie, and torch with these must give the engine's logits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 from bonn_plugin.errors import ExportError
 from bonn_plugin.export.engine import compile_for_cpu
-from bonn_plugin.nn import PackedConv2d
+from bonn_plugin.export.integer import QUANTISED, integers_of
+from bonn_plugin.functional import quantize_affine
+from bonn_plugin.nn import IntegerConv2d, IntegerLinear, PackedConv2d
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, in units of the largest logit (at least 1)."""
@@ -38,6 +41,7 @@ class SelfTest:
         tied_samples: images in which rounding decided a sign, proven to be that and no more.
         tied_signs: signs in them that differ.
         tied_difference: largest difference of a logit of theirs.
+        tied_integers: integers in them that differ, by 1.
     """
 
     source: str
@@ -48,6 +52,7 @@ class SelfTest:
     tied_samples: int = 0
     tied_signs: int = 0
     tied_difference: float = 0.0
+    tied_integers: int = 0
 
     def __str__(self) -> str:
         """Return one line."""
@@ -56,9 +61,12 @@ class SelfTest:
             f"of {self.samples:,} samples ({self.source})"
         )
         if self.tied_samples:
+            signs = f"{self.tied_signs:,} signs whose value is their threshold within rounding"
+            integers = f"{self.tied_integers:,} integers whose value is the middle of two within rounding"
+            causes = " and ".join([signs] * bool(self.tied_signs) + [integers] * bool(self.tied_integers))
             line += (
-                f"; in {self.tied_samples} more than rounding: {self.tied_signs} signs whose value is their "
-                f"threshold within rounding, with which torch gives the same logits (else {self.tied_difference:.2g})"
+                f"; in {self.tied_samples:,} more than rounding: {causes}, with which torch gives the same logits "
+                f"(else {self.tied_difference:.2g})"
             )
         return line
 
@@ -97,7 +105,7 @@ def self_test(
             doubtful.append((batch, got, filled))
     if not count:
         raise ExportError("no samples to compare the export with")
-    tied_samples = tied_signs = 0
+    tied_samples = tied_signs = tied_integers = 0
     tied_difference = 0.0
     if doubtful:
         replay = _Replay(model, graph)
@@ -105,9 +113,11 @@ def self_test(
             found = replay.explain(batch, got, filled, scale)
             tied_samples += found.samples
             tied_signs += found.signs
+            tied_integers += found.integers
             worst = max(worst, found.difference)
             tied_difference = max(tied_difference, found.moved)
-    return SelfTest(source, count, worst, scale, 100 * equal / count, tied_samples, tied_signs, tied_difference)
+    shares = 100 * equal / count
+    return SelfTest(source, count, worst, scale, shares, tied_samples, tied_signs, tied_difference, tied_integers)
 
 
 def _same_top(got: Tensor, want: Tensor, differences: Tensor) -> Tensor:
@@ -126,42 +136,63 @@ def _batches(samples: Iterable[Tensor], shape: tuple[int, int, int, int]) -> Ite
             yield torch.cat([part, part.new_zeros(missing, *shape[1:])]).contiguous(), len(part)
 
 
-def _positive(op: Any) -> Callable[[Any], Any]:
+SIGN = ".sign"
+"""Suffix of the name of the node that takes a sign."""
+
+
+def _positive(op: Any) -> Callable[[Any], Tensor]:
     """What a sign's node decides: a function of its input's values to bool."""
     if op.get_type_name() == "Select":
         at = op.input_value(0).get_node().input_value(1).get_node().data
-        return lambda x: x >= at
+        return lambda x: torch.from_numpy(x >= at)
     above, high = (op.input_value(i).get_node().data for i in (1, 4))
-    return lambda x: (x > above) == (high > 0)
+    return lambda x: torch.from_numpy((x > above) == (high > 0))
+
+
+def _integers(op: Any) -> Callable[[Any], Tensor]:
+    """What a node decides that makes integers: a function of its input's values to 0 ... 255."""
+    low, high = (op.input_value(i).get_node().data for i in (1, 2))
+    return lambda x: integers_of(x, low, high)
 
 
 @dataclass(frozen=True)
 class _Explained:
     samples: int
     signs: int
+    integers: int
     difference: float
     moved: float
 
 
+@dataclass(frozen=True)
+class _Watched:
+    """A decision of the engine: the output that it is read off, and what it decides there."""
+
+    output: int
+    decide: Callable[[Any], Tensor]
+
+
 class _Replay:
-    """Runs torch with the signs that the engine chose."""
+    """Runs torch with the signs and integers that the engine chose."""
 
     def __init__(self, model: nn.Module, graph: Any) -> None:
         self.model = model
         watched = graph.clone()
-        self._signs: dict[str, tuple[int, Callable[[Any], Any]]] = {}
+        self._watched: dict[str, _Watched] = {}
         places: dict[tuple[str, int], int] = {}
         outputs = []
         for op in watched.get_ordered_ops():
-            kind = op.get_type_name()
-            if not op.get_friendly_name().endswith(".sign") or kind not in ("FakeQuantize", "Select"):
+            kind, name = op.get_type_name(), op.get_friendly_name()
+            suffix = next((s for s in (SIGN, QUANTISED) if name.endswith(s)), None)
+            if suffix is None or kind not in ("FakeQuantize", "Select"):
                 continue
             source = op.input_value(0) if kind == "FakeQuantize" else op.input_value(0).get_node().input_value(0)
             key = (source.get_node().get_friendly_name(), source.get_index())
             if key not in places:
                 outputs.append(source)
                 places[key] = len(outputs)
-            self._signs[op.get_friendly_name().removesuffix(".sign")] = (places[key], _positive(op))
+            decide = _positive(op) if suffix == SIGN else _integers(op)
+            self._watched[name.removesuffix(suffix)] = _Watched(places[key], decide)
         if not outputs:
             raise ExportError("its logits are not torch's, and it has no sign on which rounding could decide")
         # What goes into the signs is read, not the signs: the engine breaks down on those as outputs.
@@ -169,7 +200,7 @@ class _Replay:
         self._request = compile_for_cpu(watched).create_infer_request()
 
     def explain(self, batch: Tensor, got: Tensor, filled: int, scale: float) -> _Explained:
-        """Return how many signs explain the difference; ExportError if they don't."""
+        """Return how many signs and integers explain the difference; ExportError if they don't."""
         self._request.infer({0: batch.numpy()})
         logits = torch.from_numpy(self._request.get_output_tensor(0).data.copy())[:filled]
         if not float((logits - got).abs().max()) <= TOLERANCE * scale:
@@ -177,59 +208,89 @@ class _Replay:
                 f"its logits differ from torch's, and from its own when its signs are read "
                 f"(by {float((logits - got).abs().max()):.3g})"
             )
-        signs = {
-            name: torch.from_numpy(positive(self._request.get_output_tensor(place).data))
-            for name, (place, positive) in self._signs.items()
-        }
-        flipped, farthest, replayed = self._run(batch, signs, filled)
+        decided = {name: w.decide(self._request.get_output_tensor(w.output).data) for name, w in self._watched.items()}
+        seen = _Seen(filled)
+        replayed = self._run(batch, decided, seen)
         alone = self.model(batch).float()[:filled]
         difference = float((replayed - got).abs().max())
-        if not farthest <= TIE:
+        moved = float((alone - got).abs().max())
+        if not seen.farthest <= TIE:
             raise ExportError(
-                f"its logits differ from torch's by {float((alone - got).abs().max()):.3g}: signs differ whose "
-                f"value is {farthest:.2g} of the layer's largest away from the threshold"
+                f"its logits differ from torch's by {moved:.3g}: signs or integers differ whose "
+                f"value is {seen.farthest:.2g} of the layer's largest away from where they change"
             )
         if not difference <= TOLERANCE * scale:
             raise ExportError(
-                f"its logits differ from torch's by {float((alone - got).abs().max()):.3g}, "
-                f"and by {difference:.3g} when torch takes the same signs"
+                f"its logits differ from torch's by {moved:.3g}, "
+                f"and by {difference:.3g} when torch takes the same signs and integers"
             )
-        return _Explained(int((flipped > 0).sum()), int(flipped.sum()), difference, float((alone - got).abs().max()))
+        samples = int(((seen.signs > 0) | (seen.integers > 0)).sum())
+        return _Explained(samples, int(seen.signs.sum()), int(seen.integers.sum()), difference, moved)
 
-    def _run(self, batch: Tensor, signs: dict[str, Tensor], filled: int) -> tuple[Tensor, float, Tensor]:
-        flipped = torch.zeros(filled, dtype=torch.long)
-        farthest = 0.0
+    def _run(self, batch: Tensor, decided: dict[str, Tensor], seen: _Seen) -> Tensor:
         calls: dict[str, int] = {}
 
         def hook_for(name: str) -> Any:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                nonlocal farthest
-                assert isinstance(module, PackedConv2d)
                 calls[name] = calls.get(name, 0) + 1
-                x = args[0]
-                t = 0.0 if module.threshold is None else module.threshold[:, None, None]
                 number = f"_{calls[name]}" if calls[name] > 1 else ""
-                theirs = signs[f"{name}{number}"][:, : x.shape[1]]
-                differ = (((x - t) >= 0) != theirs)[:filled]
-                if bool(differ.any()):
-                    flipped.add_(differ.flatten(1).sum(1))
-                    distance = (x - t)[:filled].abs()[differ].max() / x.abs().max().clamp(min=1e-30)
-                    farthest = max(farthest, float(distance))
-                return (torch.where(theirs, 1.0, -1.0) + t,)
+                theirs = decided[f"{name}{number}"]
+                if isinstance(module, PackedConv2d):
+                    return (seen.sign(module, args[0], theirs),)
+                assert isinstance(module, (IntegerConv2d, IntegerLinear))
+                return (seen.integer(module, args[0], theirs),)
 
             return hook
 
         handles = [
             module.register_forward_pre_hook(hook_for(name))
             for name, module in self.model.named_modules()
-            if isinstance(module, PackedConv2d)
+            if isinstance(module, (PackedConv2d, IntegerConv2d, IntegerLinear))
         ]
         try:
-            logits = self.model(batch).float()[:filled]
+            logits: Tensor = self.model(batch).float()[: seen.filled]
+            return logits
         finally:
             for handle in handles:
                 handle.remove()
-        return flipped, farthest, logits
+
+
+class _Seen:
+    """What of the engine's decisions was otherwise than torch's, by image, and how far from the tie at most."""
+
+    def __init__(self, filled: int) -> None:
+        self.filled = filled
+        self.signs = torch.zeros(filled, dtype=torch.long)
+        self.integers = torch.zeros(filled, dtype=torch.long)
+        self.farthest = 0.0
+
+    def sign(self, module: PackedConv2d, x: Tensor, theirs: Tensor) -> Tensor:
+        """Return an input that has the engine's signs."""
+        t = 0.0 if module.threshold is None else module.threshold[:, None, None]
+        theirs = theirs[:, : x.shape[1]]
+        differ = ((x - t) >= 0) != theirs
+        self._note(self.signs, differ, (x - t).abs(), x)
+        return torch.where(theirs, 1.0, -1.0) + t
+
+    def integer(self, module: IntegerConv2d | IntegerLinear, x: Tensor, theirs: Tensor) -> Tensor:
+        """Return an input that has the engine's integers."""
+        assert module.input_scale is not None
+        assert module.input_zero_point is not None
+        zero_point = module.input_zero_point.float()
+        theirs = theirs.reshape(x.shape) - zero_point
+        own = quantize_affine(x, module.input_scale, module.input_zero_point)
+        middle = (torch.minimum(own, theirs) + 0.5) * module.input_scale
+        # more than one apart is no tie: such a value is as far away as can be
+        distance = torch.where((own - theirs).abs() <= 1, (x - middle).abs(), torch.inf)
+        self._note(self.integers, own != theirs, distance, x)
+        return theirs * module.input_scale
+
+    def _note(self, counts: Tensor, differ: Tensor, distance: Tensor, x: Tensor) -> None:
+        differ = differ[: self.filled]
+        if bool(differ.any()):
+            counts.add_(differ.flatten(1).sum(1))
+            farthest = distance[: self.filled][differ].max() / x.abs().max().clamp(min=1e-30)
+            self.farthest = max(self.farthest, float(farthest))
 
 
 __all__ = ["TIE", "TOLERANCE", "SelfTest", "self_test"]
