@@ -68,7 +68,11 @@ def build_graph(model: nn.Module, shape: tuple[int, ...], *, half: bool = False)
         raise ExportError(f"{type(model).__name__} can't be exported to OpenVINO: its output is not one tensor")
     end = b.ops.result(result)
     end.output(0).set_names({OUTPUT})
-    return b.ov.Model([end], [parameter], type(model).__name__), b.paths
+    made = b.ov.Model([end], [parameter], type(model).__name__)
+    if any(isinstance(module, WeightOnlyLinear) for module in model.modules()):
+        # else the engine would round the activations to 8 bits at run time
+        made.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+    return made, b.paths
 
 
 def _is_value(b: GraphBuilder, x: Any) -> bool:
