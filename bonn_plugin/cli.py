@@ -135,6 +135,11 @@ def check(
             window.type, f"{window.epochs.start} to {window.epochs.stop}", _bar(window.epochs, loaded.training.epochs)
         )
     console.print(windows)
+    if seen.passed:
+        passed = Table("layer", "pass", title="after the training", title_justify="left")
+        for layer_name, kind in ((row.name, row.type) for row in seen.passed):
+            passed.add_row(layer_name, kind)
+        console.print(passed)
     for rule in Rule:
         console.print(f"compression rate by {rule}: {seen.book.rate(rule):.2f}")
     console.print(f"tensors on disk: about {seen.book.written_bytes:,} bytes, float32 {4 * seen.parameters:,}")

@@ -1,6 +1,7 @@
 """neural-compressor's passes on the real-valued rest: what they find, what we store, what a reload computes."""
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -10,8 +11,8 @@ import torch
 from torch import nn
 
 from bonn_plugin import Session, ledger, load_packed, parse_recipe, save_packed, verify_packed
-from bonn_plugin.checkpoint import WEIGHTS
-from bonn_plugin.errors import BonnError, ModelError
+from bonn_plugin.checkpoint import WEIGHTS, load_weights
+from bonn_plugin.errors import BonnError, CheckpointError, ModelError
 from bonn_plugin.nn import (
     FoldedNorm,
     HalfConv2d,
@@ -21,11 +22,13 @@ from bonn_plugin.nn import (
     PackedConv2d,
     Role,
     WeightOnlyLinear,
+    replacement_class,
 )
 from bonn_plugin.passes import look, round_to_nearest, to_half
 from bonn_plugin.recipe import recipe_model
 from bonn_plugin.report import Rule, float32_file_bytes
 from tests.conftest import TINY, randomize_norms
+from tests.small import RECIPE, Command
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 INT8 = "{type: inc_int8}"
@@ -80,21 +83,23 @@ def host_graph(model, name_of_targets, batches, *, dynamic=False):
         return convert(prepared)
 
 
+ONE_BLOCK = "{name: bonn_resnet18, num_classes: 10, args: {depths: [1, 0, 0, 0], widths: [8, 8, 8, 8]}}"
+TWO_BLOCKS = "{name: bonn_resnet18, num_classes: 10, args: {depths: [1, 1, 0, 0], widths: [8, 16, 16, 16]}}"
 SMALL_RESNET = "{name: bonn_resnet18, num_classes: 10, args: {depths: [1, 1, 1, 1], widths: [8, 8, 16, 16]}}"
 
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("targets", "cosine", "difference"),
+    ("network", "targets", "cosine", "difference"),
     [
-        (("conv1", "fc"), 0.9999999, 1e-5),  # the same numbers; the order of float sums differs
+        (ONE_BLOCK, ("conv1", "fc"), 0.9999999, 1e-5),  # the same numbers; the order of float sums differs
         # Behind a 1x1 convolution the framework quantises the other operand of the addition too, which no target names.
-        (("conv1", "layer3.0.downsample.1", "fc"), 0.9999, 0.1),
+        (TWO_BLOCKS, ("conv1", "layer2.0.downsample.1", "fc"), 0.9999, 0.1),
     ],
 )
-def test_static_int8_is_what_the_framework_makes_of_the_whole_network(targets, cosine, difference):
-    kwargs = {"network": SMALL_RESNET, "size": 32}
+def test_static_int8_is_what_the_framework_makes_of_the_whole_network(network, targets, cosine, difference):
+    kwargs = {"network": network, "size": 32}
     _, ours = converted(f"{{type: inc_int8, targets: [{', '.join(targets)}], expect: {len(targets)}}}", **kwargs)
     graph = host_graph(session_with(**kwargs).convert(), targets, list(calibration(32)()))
     found = [
@@ -486,9 +491,69 @@ def test_dynamic_scales_depend_on_the_batch():
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
 def test_dynamic_int8_is_what_the_framework_makes_of_the_whole_network():
-    kwargs = {"network": SMALL_RESNET, "size": 32}
+    kwargs = {"network": ONE_BLOCK, "size": 32}
     _, ours = converted("{type: inc_dynamic_int8, targets: [conv1, fc]}", **kwargs)
     x = images(4, 32)
     theirs = host_graph(session_with(**kwargs).convert(), ["conv1", "fc"], [x], dynamic=True)(x)
     print(f"dynamic: cosine {_cosine(theirs, ours(x)):.8f}, difference {float((theirs - ours(x)).abs().max()):.3g}")
     assert _cosine(theirs, ours(x)) >= 0.9999
+
+
+RUN = RECIPE + "  - {type: inc_int8, targets: [conv1], calibration_batches: 2}\n  - {type: inc_half}\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+def test_a_run_with_passes_from_the_recipe_to_the_report(tmp_path, monkeypatch, capsys):
+    (tmp_path / "r.yaml").write_text(RUN)
+    command, folder = Command(monkeypatch, capsys), tmp_path / "run"
+    seen = command("check", tmp_path / "r.yaml")
+    assert seen.status == 0, seen.err
+    assert "after the training" in seen.out
+    done = command("compress", tmp_path / "r.yaml", "--out", folder)
+    assert done.status == 0, done.err
+    report = json.loads((folder / "report.json").read_text())
+    assert report["accuracy"]["identical_logits"]
+    assert 0 < report["accuracy"]["conversion_difference"] < 2
+    assert {"integer weight", "binary weight"} <= {row["role"] for row in report["roles"]}
+    rates = [line.split(": ")[1] for line in seen.out.splitlines() if line.startswith("compression rate by")]
+    assert rates == [f"{row['rate']:.2f}" for row in report["rates"]]
+    for what in ("verify", "evaluate", "report"):
+        assert command(what, folder).status == 0
+    text = (folder / "report.md").read_text()
+    assert "largest change of a logit by the passes after training" in text
+    assert "IntegerConv2d" in text
+
+
+@torch.no_grad()
+def test_a_training_starts_from_half_layers_and_not_from_a_folded_norm(tmp_path):
+    session, model = converted("{type: inc_half}")
+    save_packed(model, tmp_path / "half", session.recipe)
+    state = load_weights(tmp_path / "half")
+    assert state["fc.weight"].dtype == torch.float32
+    assert torch.equal(state["fc.weight"], session.model.fc.weight.half().float())
+    session, model = converted("{type: inc_int8, targets: [conv1]}", network=SMALL_RESNET, size=32)
+    save_packed(model, tmp_path / "int8", session.recipe)
+    with pytest.raises(CheckpointError, match="bn1 was folded into an int8 convolution"):
+        load_weights(tmp_path / "int8")
+    session, model = converted("{type: inc_int8, targets: [fc]}")
+    save_packed(model, tmp_path / "fc", session.recipe)
+    state = load_weights(tmp_path / "fc")
+    torch.testing.assert_close(state["fc.weight"], session.model.fc.weight, rtol=0, atol=0.01)
+    assert "fc.input_scale" not in state
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        ("integer_linear", {"in_features": 0, "out_features": 3}),
+        ("integer_linear", {"in_features": 2, "out_features": "3"}),
+        ("integer_linear", {"in_features": 2, "out_features": 3, "bias_stands_for": 3}),
+        ("integer_conv2d", {"in_channels": 3}),
+        ("half_linear", {"in_features": 2, "out_features": 3, "dtype": "float8"}),
+        ("weight_only_linear", {"in_features": 2, "out_features": 3, "bits": 3, "group_size": 1}),
+        ("weight_only_linear", {"in_features": 2, "out_features": 3, "bits": 4, "group_size": 5}),
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused(kind, spec):
+    with pytest.raises(ValueError, match=r"\w"):
+        replacement_class(kind).from_spec(spec)

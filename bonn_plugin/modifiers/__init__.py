@@ -26,6 +26,7 @@ from bonn_plugin.modifiers.inc_int8 import IncInt8, IncInt8Config
 from bonn_plugin.modifiers.inc_weight_only import IncWeightOnly, IncWeightOnlyConfig
 from bonn_plugin.modifiers.kernel_loss import KernelLoss, KernelLossConfig, model_kernel_loss
 from bonn_plugin.modifiers.magnitude_prune import MagnitudePrune, MagnitudePruneConfig
+from bonn_plugin.modifiers.rest import RestConfig, RestModifier
 from bonn_plugin.modifiers.select import LeftAlone, left_alone, near_names, select_convolutions
 
 __all__ = [
@@ -64,6 +65,8 @@ __all__ = [
     "RunOf",
     "Stage",
     "TimmNetwork",
+    "RestConfig",
+    "RestModifier",
     "WindowConfig",
     "left_alone",
     "make_modifier",

@@ -15,6 +15,7 @@ class FoldedNorm(nn.Module):
     """Nothing: the norm's factor and shift are part of the convolution before it."""
 
     kind: str
+    folded = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``."""
