@@ -1,6 +1,7 @@
 """What the passes on the real-valued rest cost and save on digits: one training a seed, converted in every way.
 
     python benchmarks/passes.py --out runs/passes             # 5 seeds, about a quarter of an hour on one core
+    python benchmarks/passes.py --out runs/passes --runs runs/merging/unmerged-*     # finished runs, not trained again
     python benchmarks/passes.py --out runs/passes --table     # the table of what has been measured so far
 
 The network, its schedule and its seeds are the quickstart's, recipes/digits_wrn22_16.yaml. Each conversion is saved
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes of the recipe")
+    parser.add_argument("--runs", type=Path, nargs="+", help="folders of finished runs to convert instead of training")
     parser.add_argument("--table", action="store_true", help="only print what has been measured")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -71,25 +73,41 @@ def main() -> None:
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     if not args.table:
         torch.set_num_threads(1)
-        for seed in range(args.seeds):
-            if any(row["seed"] == seed for row in rows):
+        for recipe, run in runs(args):
+            seed = recipe.training.seed
+            if any((row["recipe"], row["seed"]) == (recipe.name, seed) for row in rows):
                 continue
-            found = measure(seed, args.out / f"seed{seed}", args.set)
+            found = measure(recipe, run, args.out / recipe.name / f"seed{seed}")
             with results.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in found)
             rows += found
             print(json.dumps(found), flush=True)
-    text = table(rows)
+    text = "\n".join(table(name, [row for row in rows if row["recipe"] == name]) for name in names(rows))
     (args.out / "passes.md").write_text(text)
     print(text)
 
 
-def measure(seed: int, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
-    """Train once, and convert in every way."""
-    recipe = load_recipe(RECIPE, [f"training.seed={seed}", *overrides])
+def runs(args: argparse.Namespace) -> Iterator[tuple[Recipe, Path]]:
+    """Each recipe with the folder of its run, finished or not."""
+    if args.runs:
+        for run in args.runs:
+            yield load_recipe(run / "training" / "recipe.yaml"), run
+    else:
+        for seed in range(args.seeds):
+            recipe = load_recipe(RECIPE, [f"training.seed={seed}", *args.set])
+            yield recipe, args.out / recipe.name / f"seed{seed}" / "training"
+
+
+def names(rows: list[dict[str, Any]]) -> list[str]:
+    """The recipes that were measured, the quickstart's first."""
+    return sorted({row["recipe"] for row in rows}, key=lambda name: (name != RECIPE.stem, name))
+
+
+def measure(recipe: Recipe, run: Path, folder: Path) -> list[dict[str, Any]]:
+    """Train once, or take up the run where it stands, and convert in every way."""
     cpu = torch.device("cpu")
-    runner = Runner(recipe, folder / "training", cpu, Quiet())
-    runner.train(resume=(folder / "training" / "training" / "state.pt").exists())
+    runner = Runner(recipe, run, cpu, Quiet())
+    runner.train(resume=(run / "training" / "state.pt").exists())
     trained = runner.model.eval()
     rows = []
     for name, modifiers in WAYS.items():
@@ -103,7 +121,8 @@ def measure(seed: int, folder: Path, overrides: list[str]) -> list[dict[str, Any
         size = (place / WEIGHTS).stat().st_size
         rows.append(
             {
-                "seed": seed,
+                "recipe": recipe.name,
+                "seed": recipe.training.seed,
                 "samples": runner.task.sizes[1],
                 "way": name,
                 "top1": runner.task.measure(packed, cpu)["test_top1"],
@@ -126,15 +145,15 @@ def with_modifiers(recipe: Recipe, modifiers: Iterable[str]) -> Recipe:
     return parse_recipe(text + "".join(f"\n- {modifier}" for modifier in modifiers) + "\n")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the table as Markdown."""
+def table(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return the table of one recipe as Markdown."""
     by_way = {way: {row["seed"]: row for row in rows if row["way"] == way} for way in WAYS}
     plain = by_way[FLOAT]
     samples = rows[0]["samples"]
     lines = [
-        "# Passes on the real-valued rest, digits",
+        f"# Passes on the real-valued rest: {name}",
         "",
-        f"`python benchmarks/passes.py`: {RECIPE.stem}, {len(plain)} seeds, one training each; {platform.machine()}, "
+        f"`python benchmarks/passes.py`: {len(plain)} seeds, one training each; {platform.machine()}, "
         f"1 thread, torch {torch.__version__.split('+')[0]}, {datetime.now(UTC):%Y-%m-%d}. "
         f"Accuracy on the {samples} test images, reloaded from the files; one image is {100 / samples:.2f} points.",
         "",
