@@ -152,8 +152,8 @@ class Detection:
 def mean_average_precision(found: Sequence[Found], targets: Sequence[Target]) -> dict[str, float]:
     """Return COCO's mAP, mAP50 and mAP75 from 0 to 1 by torchmetrics and pycocotools.
 
-    Ignored objects count as COCO's crowds do: what is found there is neither right nor wrong. Without any object to find
-    each measurement is -1, as COCO has it.
+    Ignored objects count as COCO's crowds do: what is found there is neither right nor wrong. Without any object to
+    find each measurement is -1, as COCO has it.
 
     Where several processes measure together each gives what it has, and all get the measurements of the whole. An
     image whose ``image_id`` came before is left out: two of them may have been given it.
