@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from bonn_plugin.modifiers import Binarize, InputSigns, LeftAlone, WindowConfig, left_alone, probe_input_signs
+from bonn_plugin.modifiers import (
+    Binarize,
+    InputSigns,
+    LeftAlone,
+    RestModifier,
+    Stage,
+    WindowConfig,
+    left_alone,
+    probe_input_signs,
+)
 from bonn_plugin.nn import SignConv2d, SignInput
 from bonn_plugin.nn.operations import Macs, count_macs
 from bonn_plugin.recipe import Recipe
@@ -56,12 +66,21 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Passed:
+    """A layer that stays real, and the pass that takes it after the training."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
 class Forecast:
     """The answer of ``bonn check``; ``merged`` are the filters, if any are to be merged, and what is without."""
 
     layers: tuple[Layer, ...]
     left_alone: tuple[LeftAlone, ...]
     windows: tuple[Window, ...]
+    passed: tuple[Passed, ...]
     parameters: int
     book: Ledger
     before: Macs
@@ -104,13 +123,17 @@ def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
     alone = tuple(left_alone(model))
     for modifier in session.modifiers:
         modifier.foresee()
-    packed = session.convert()
+    packed = session.forecast(example)
     return Forecast(
         tuple(layers),
         alone,
         tuple(
             Window(c.type, c.window(recipe.training.epochs) if isinstance(c, WindowConfig) else range(session.epochs))
             for c in recipe.modifiers
+            if c.stage is not Stage.STORE
+        ),
+        tuple(
+            Passed(name, m.config.type) for m in session.modifiers if isinstance(m, RestModifier) for name in m.names
         ),
         parameters,
         ledger(packed),
@@ -118,3 +141,9 @@ def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
         sum(count_macs(packed, example).values(), Macs()),
         unmerged(packed, example),
     )
+
+
+def _passed(session: Session) -> Iterator[Passed]:
+    for modifier in session.modifiers:
+        if isinstance(modifier, RestModifier):
+            yield from (Passed(name, modifier.config.type) for name in modifier.names)

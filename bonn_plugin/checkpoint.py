@@ -222,7 +222,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         state = place / "training" / "state.pt"
         if state.exists():
             return _unmasked(load_state(state)["model"])
-        return _dense_state(load_packed(place))
+        return _dense_state(load_packed(place), place)
     return _parse(_read_file(place), place)
 
 
@@ -258,17 +258,26 @@ def _unmasked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-_PACKED = tuple(f".weight_{part}" for part in ("packed", "scale", "index", "sign", "kept", "mask", "values"))
+_REPRESENTATION = ("weight", "input_")
+"""Beginnings of the local names of tensors that are replaced by ``dense_weight``."""
 
 
-def _dense_state(model: nn.Module) -> dict[str, Tensor]:
+def _dense_state(model: nn.Module, place: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
+    dense: set[str] = set()
     for name, module in model.named_modules():
-        dense = getattr(module, "dense_weight", None)
-        if callable(dense):
-            state[f"{name}.weight"] = dense()
+        if getattr(module, "folded", False):
+            raise CheckpointError(
+                f"{place}: {name} was folded into an int8 convolution, so that no training can start from it: "
+                "give the run's folder or a checkpoint without int8"
+            )
+        dense_weight = getattr(module, "dense_weight", None)
+        if callable(dense_weight):
+            dense.add(name)
+            state[f"{name}.weight"] = dense_weight()
     for name, stored in stored_tensors(model):
-        if not name.endswith(_PACKED):
+        module_name, _, local = name.rpartition(".")
+        if not (module_name in dense and local.startswith(_REPRESENTATION)):
             state[name] = stored.tensor.detach()
     return state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,6 +162,11 @@ def check(
             window.type, f"{window.epochs.start} to {window.epochs.stop}", _bar(window.epochs, loaded.training.epochs)
         )
     console.print(windows)
+    if seen.passed:
+        passed = Table("layer", "pass", title="after the training", title_justify="left")
+        for layer_name, kind in ((row.name, row.type) for row in seen.passed):
+            passed.add_row(layer_name, kind)
+        console.print(passed)
     for rule in Rule:
         console.print(f"compression rate by {rule}: {seen.book.rate(rule):.2f}")
     console.print(f"tensors on disk: about {seen.book.written_bytes:,} bytes, float32 {4 * seen.parameters:,}")
@@ -248,6 +253,8 @@ def export(
     for name, path in info.binary_layers.items():
         if path != "bits":
             console.print(f"{name}: the engine has no binary convolution of this shape: {path}", markup=False)
+    for line in _real_rest(info.real_layers):
+        console.print(line, markup=False)
     console.print(f"self-test: {info.self_test}", markup=False)
 
 
@@ -387,6 +394,15 @@ def _size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise BonnError(f"--size {text!r} is not HxW, such as 224x224")
     return int(height), int(width)
+
+
+def _real_rest(layers: Mapping[str, str]) -> list[str]:
+    """Return a line for each way in which the layers that are not binary are expressed."""
+    by_way: dict[str, list[str]] = {}
+    for name, way in layers.items():
+        by_way.setdefault(way, []).append(name)
+    words = {"int8": "computed in int8", "float32": "left in float32"}
+    return [f"{words.get(way, f'computed in {way}')}: {', '.join(names)}" for way, names in by_way.items()]
 
 
 def _drawn(folder: Path, overrides: list[str] | None) -> list[str]:

@@ -250,15 +250,21 @@ class Session:
             SessionError: there is no model.
             ModelError: a modifier can't do its part; the message begins with the place in the recipe.
         """
-        model = self.model
-        with self.detached():
-            packed = copy.deepcopy(model)
-        packed.eval()
-        context = ConvertContext(calibration)
-        for i, modifier in enumerate(self.modifiers):
-            with self._placed(i):
-                modifier.convert(packed, context)
-        return packed.eval()
+        return self._convert(ConvertContext(calibration))
+
+    def forecast(self, example: Tensor) -> nn.Module:
+        """Return what ``convert`` would, but that what a pass would compute has the right shapes and no meaning.
+
+        Nothing is calibrated and neural-compressor is not imported.
+
+        Args:
+            example: (1, C, H, W).
+
+        Raises:
+            SessionError: there is no model.
+            ModelError: a modifier can't do its part; the message begins with the place in the recipe.
+        """
+        return self._convert(ConvertContext(forecast=example))
 
     def own_modules(self) -> list[nn.Module]:
         """Return the modules with parameters or state that modifiers keep outside the model."""
@@ -315,6 +321,16 @@ class Session:
             for name, module in modifier.modules().items():
                 module.load_state_dict(saved["modules"][name])
             modifier.load_state_dict(saved["state"])
+
+    def _convert(self, context: ConvertContext) -> nn.Module:
+        model = self.model
+        with self.detached():
+            packed = copy.deepcopy(model)
+        packed.eval()
+        for i, modifier in enumerate(self.modifiers):
+            with self._placed(i):
+                modifier.convert(packed, context)
+        return packed.eval()
 
     def _begin_step(self) -> None:
         self.model  # noqa: B018 - raises before prepare

@@ -46,11 +46,14 @@ def lower_packed(b: GraphBuilder, module: PackedConv2d, x: Value) -> Value:
         y = b.ops.gather(y, rows, np.array(1, np.int32)).output(0)
     scale = module.weight_scale.detach().cpu().float()
     factor = _output_sign(module)
-    by = b.constant(scale, like=y) if factor is None else b.channels(scale * factor.cpu())
+    if factor is None and not b.integer:
+        by = b.constant(scale, like=y)
+    else:
+        by = b.scales(scale * (torch.ones(g.out_channels) if factor is None else factor.cpu()))
     y = b.name(b.ops.multiply(y, by), ".scale")
     if module.bias is not None:
         y = b.name(b.ops.add(y, b.channels(module.bias)), ".bias")
-    return y
+    return b.stay_float(y)
 
 
 def engine_computes(geometry: ConvGeometry, filters: int, size: tuple[int, ...]) -> bool:

@@ -19,6 +19,8 @@ Value: TypeAlias = Any
 Pair: TypeAlias = tuple[int, int]
 
 
+LARGEST = 3e38
+"""Nearly the largest float32."""
 FOLDED = ".norm"
 """Suffix of the name under which a convolution runs that took in the factor of its norm."""
 
@@ -29,6 +31,7 @@ class GraphBuilder:
     Args:
         half: store weights of real convolutions and linear layers as float16. Norms, slopes,
             thresholds and scales stay float32: they are few, and a sign hangs on them.
+        integer: whether the graph has layers in 8 bits, see ``stay_float``.
 
     Attributes:
         where: the module or function being lowered, for names and messages.
@@ -36,10 +39,11 @@ class GraphBuilder:
         paths: how each binary convolution was expressed, by module name.
     """
 
-    def __init__(self, *, half: bool = False) -> None:
+    def __init__(self, *, half: bool = False, integer: bool = False) -> None:
         self.ov = import_openvino()
         self.ops = self.ov.opset14
         self.half = half
+        self.integer = integer
         self.where = ""
         self.norms: dict[str, tuple[Value, Callable[[Tensor], Tensor]]] = {}
         self.paths: dict[str, str] = {}
@@ -66,6 +70,44 @@ class GraphBuilder:
             return self.constant(value)
         stored = self.ops.constant(value.detach().cpu().numpy().astype(np.float16))
         return self.ops.convert(stored, "f32").output(0)
+
+    def half_constant(self, value: Tensor) -> Value:
+        """Return a constant of a float16 or bfloat16 tensor in its own format."""
+        kind = self.ov.Type.bf16 if value.dtype is torch.bfloat16 else self.ov.Type.f16
+        raw = np.ascontiguousarray(value.detach().cpu().contiguous().view(torch.int16).numpy()).view(np.uint8)
+        return self._raw(raw, value.shape, kind)
+
+    def integer_constant(self, value: Tensor, bits: int) -> Value:
+        """Return a constant of integers of 8 bits, or of 4, two a byte."""
+        integers = value.detach().cpu().contiguous()
+        if bits == 8:
+            return self.ops.constant(np.array(integers.numpy(), np.int8, order="C")).output(0)
+        nibbles = integers.reshape(-1).numpy().astype(np.uint8) & 15
+        nibbles = np.append(nibbles, np.uint8(0)) if len(nibbles) % 2 else nibbles
+        return self._raw(nibbles[0::2] | nibbles[1::2] << 4, value.shape, self.ov.Type.i4)
+
+    def _raw(self, content: np.ndarray[Any, Any], shape: Any, kind: Any) -> Value:
+        tensor = self.ov.Tensor(np.ascontiguousarray(content), self.ov.Shape(list(shape)), kind)
+        return self.ov.op.Constant(tensor, shared_memory=False).output(0)
+
+    def stay_float(self, x: Value) -> Value:
+        """Return ``x``, where a float value must not be taken for a quantised one.
+
+        As soon as one layer of a graph computes in 8 bits, the engine takes every Multiply by a constant for a
+        dequantisation, and moves it through additions and activations: more work, and other rounding. A Clamp to all
+        floats stops it and is fused with the convolution before.
+        """
+        return self.ops.clamp(x, -LARGEST, LARGEST).output(0) if self.integer else x
+
+    def scales(self, value: Tensor) -> Value:
+        """Return the constant of factors per channel, (C,), behind which ``stay_float`` works.
+
+        The engine moves equal factors through a Clamp all the same: then the first becomes the next larger float.
+        """
+        if self.integer and bool((value == value[0]).all()):
+            value = value.clone()
+            value[0] = torch.nextafter(value[0], torch.tensor(torch.inf))
+        return self.channels(value)
 
     def channels(self, value: Tensor, rank: int = 4) -> Value:
         """Return a constant per channel, (C,), shaped to broadcast over (B, C, ...)."""

@@ -50,7 +50,8 @@ def core() -> Any:
 def compile_for_cpu(model: Any, threads: int | None = None, *, profile: bool = False) -> Any:
     """Compile an ``openvino.Model`` for one stream on the CPU.
 
-    Arithmetic stays float32: the engine would else compute in bfloat16 where the CPU has it.
+    Arithmetic stays float32: the engine would else compute in bfloat16 where the CPU has it, and round the
+    activations of linear layers with integer weights to 8 bits.
 
     Args:
         model: the model.
@@ -64,6 +65,7 @@ def compile_for_cpu(model: Any, threads: int | None = None, *, profile: bool = F
         "INFERENCE_PRECISION_HINT": "f32",
         "NUM_STREAMS": 1,
         "PERF_COUNT": profile,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads

@@ -14,8 +14,27 @@ from torch import Tensor, fx, nn
 from bonn_plugin.errors import ExportError
 from bonn_plugin.export.binary import lower_packed, lower_signs
 from bonn_plugin.export.builder import GraphBuilder, Value, batch_norm_affine, pair, shape_of
+from bonn_plugin.export.integer import (
+    has_integer_layers,
+    lower_half_weight,
+    lower_integer_conv,
+    lower_integer_linear,
+    lower_weight_only,
+)
 from bonn_plugin.export.trace import trace
-from bonn_plugin.nn import PackedConv2d, RPReLU, SparseConv2d, SparseLinear, StoredSignConv2d
+from bonn_plugin.nn import (
+    FoldedNorm,
+    HalfConv2d,
+    HalfLinear,
+    IntegerConv2d,
+    IntegerLinear,
+    PackedConv2d,
+    RPReLU,
+    SparseConv2d,
+    SparseLinear,
+    StoredSignConv2d,
+    WeightOnlyLinear,
+)
 
 Lowering = Callable[..., Any]
 MODULES: dict[type[nn.Module], Lowering] = {}
@@ -41,7 +60,7 @@ def build_graph(model: nn.Module, shape: tuple[int, ...], *, half: bool = False)
     Raises:
         ExportError: a module or function has no lowering; the message names it and says why.
     """
-    b = GraphBuilder(half=half)
+    b = GraphBuilder(half=half, integer=has_integer_layers(model))
     frozen, graph = trace(model, lambda module: type(module) in MODULES)
     parameter = b.ops.parameter(list(shape), np.float32, name=INPUT)
     parameter.output(0).set_names({INPUT})
@@ -58,7 +77,11 @@ def build_graph(model: nn.Module, shape: tuple[int, ...], *, half: bool = False)
         end = b.ops.result(value)
         end.output(0).set_names({name})
         ends.append(end)
-    return b.ov.Model(ends, [parameter], type(model).__name__), b.paths
+    graph_made = b.ov.Model(ends, [parameter], type(model).__name__)
+    if any(isinstance(module, WeightOnlyLinear) for module in model.modules()):
+        # else the engine would round the activations to 8 bits at run time
+        graph_made.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+    return graph_made, b.paths
 
 
 def _is_value(b: GraphBuilder, x: Any) -> bool:
@@ -169,6 +192,9 @@ def _function(*keys: Any) -> Callable[[Lowering], Lowering]:
 
 
 MODULES[PackedConv2d] = lower_packed
+MODULES[IntegerConv2d] = lower_integer_conv
+MODULES[IntegerLinear] = lower_integer_linear
+MODULES[WeightOnlyLinear] = lower_weight_only
 
 
 @_module(StoredSignConv2d)
@@ -209,16 +235,27 @@ def _conv(
 ) -> Value:
     if not isinstance(weight, Tensor):
         raise b.refuse("its weight is computed from the input")
-    (sh, sw), (dh, dw) = pair(stride), pair(dilation)
-    begin, end = _padding(padding, weight.shape[2:], (dh, dw))
-    args = ([sh, sw], begin, end, [dh, dw])
-    if groups == 1:
-        node = b.ops.convolution(input, b.weight(weight), *args)
-    else:
-        grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-        node = b.ops.group_convolution(input, b.weight(grouped), *args)
-    y = b.name(node)
+    grouped = (groups, weight.shape[0] // groups, *weight.shape[1:])
+    constant = b.weight(weight if groups == 1 else weight.reshape(grouped))
+    begin, end = _padding(padding, weight.shape[2:], pair(dilation))
+    return _convolve(b, input, constant, bias, (pair(stride), begin, end, pair(dilation)), groups)
+
+
+def _convolve(b: GraphBuilder, x: Value, weight: Value, bias: Tensor | None, geometry: Any, groups: int) -> Value:
+    stride, begin, end, dilation = (list(part) for part in geometry)
+    kind = b.ops.convolution if groups == 1 else b.ops.group_convolution
+    y = b.name(kind(x, weight, stride, begin, end, dilation))
     return y if bias is None else b.name(b.ops.add(y, b.channels(bias)), ".bias")
+
+
+@_module(HalfConv2d)
+def _half_conv_module(b: GraphBuilder, m: HalfConv2d, x: Value) -> Value:
+    g = m.geometry
+    weight = lower_half_weight(b, m)
+    if g.groups > 1:
+        weight = b.reshape(weight, [g.groups, g.out_channels // g.groups, *g.weight_shape[1:]])
+    bias = None if m.bias is None else m.bias.float()
+    return _convolve(b, x, weight, bias, (g.stride, g.padding, g.padding, g.dilation), g.groups)
 
 
 def _padding(padding: Any, kernel: Any, dilation: tuple[int, int]) -> tuple[list[int], list[int]]:
@@ -237,7 +274,16 @@ def _linear_module(b: GraphBuilder, m: nn.Linear, x: Value) -> Value:
 
 @_function(F.linear)
 def _linear(b: GraphBuilder, input: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
-    y = b.name(b.ops.matmul(input, b.weight(weight), False, True))
+    return _matmul(b, input, b.weight(weight), bias)
+
+
+@_module(HalfLinear)
+def _half_linear_module(b: GraphBuilder, m: HalfLinear, x: Value) -> Value:
+    return _matmul(b, x, lower_half_weight(b, m), None if m.bias is None else m.bias.float())
+
+
+def _matmul(b: GraphBuilder, x: Value, weight: Value, bias: Tensor | None) -> Value:
+    y = b.name(b.ops.matmul(x, weight, False, True))
     if bias is None:
         return y
     return b.name(b.ops.add(y, b.constant(bias.reshape(*(1,) * (len(y.shape) - 1), -1))), ".bias")
@@ -351,7 +397,7 @@ for _operation, _types, _keys in _SIMPLE:
     _function(*_keys)(_of_function)
 
 
-@_module(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+@_module(nn.Identity, FoldedNorm, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def _identity_module(b: GraphBuilder, m: nn.Module, x: Value, *_: Any) -> Value:
     return x
 

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from bonn_plugin.errors import CheckpointError, ExportError
 from bonn_plugin.export.engine import compile_for_cpu, core, cpu_name, import_openvino, reason
 from bonn_plugin.export.halve import with_half_weights
+from bonn_plugin.export.integer import real_layers
 from bonn_plugin.export.lowering import OUTPUT, build_graph
 from bonn_plugin.export.part import exported_part, fingerprint
 from bonn_plugin.export.selftest import SelfTest, self_test
@@ -48,6 +49,8 @@ class ExportInfo:
         input_shape: (B, C, H, W), static.
         half: real weights are stored as float16.
         binary_layers: how each binary convolution runs, ``"bits"`` or ``"float32"``, by module name.
+        real_layers: how each other convolution and linear layer is expressed: ``"int8"``, ``"float32"``, or the
+            latter from weights that are stored narrower; by module name.
         openvino: the version that made it.
         cpu: where the self-test ran.
         self_test: what it found.
@@ -67,6 +70,7 @@ class ExportInfo:
     part: str = ""
     outputs: tuple[str, ...] = (OUTPUT,)
     fingerprint: str = ""
+    real_layers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Exported:
@@ -182,6 +186,7 @@ def export_openvino(
         part=part,
         outputs=tested.outputs,
         fingerprint=fingerprint(network),
+        real_layers=real_layers(reference),
     )
     about = json.dumps(_to_json(info), indent=1) + "\n"
     try:
@@ -264,16 +269,27 @@ def _serialize(graph: Any) -> tuple[bytes, bytes]:
 
 
 def _prefer_direct_stem(xml: bytes) -> bytes:
-    """Ask for the direct convolution in real layers of up to 4 channels: the default one loses a fifth there.
+    """Ask for the direct convolution where the default one is slower: real layers of up to 4 channels, and int8.
 
     It is the engine's own hint; a CPU without AVX-512 goes by its defaults.
     """
     root = ElementTree.fromstring(xml)
+    integers = {
+        layer.get("id")
+        for layer in root.iter("layer")
+        if layer.get("type") == "FakeQuantize" and layer.find("data[@levels='256']") is not None
+    }
+    by_integers = {
+        edge.get("to-layer")
+        for edge in root.iter("edge")
+        if edge.get("from-layer") in integers and edge.get("to-port") == "0"
+    }
     for layer in root.iter("layer"):
         if layer.get("type") != "Convolution":
             continue
         channels = next(port.findall("dim")[1].text for port in layer.iterfind("input/port"))
-        if int(channels or 0) <= 4 and layer.find("rt_info") is None:
+        wanted = int(channels or 0) <= 4 or layer.get("id") in by_integers
+        if wanted and layer.find("rt_info") is None:
             hint = ElementTree.Element("rt_info")
             ElementTree.SubElement(
                 hint, "attribute", {"name": "primitives_priority", "version": "0", "value": "cpu:jit_avx512"}
@@ -335,6 +351,7 @@ def _read_about(folder: Path, path: Path) -> ExportInfo:
             part=body.get("part", ""),
             outputs=tuple(body.get("outputs", (OUTPUT,))),
             fingerprint=body.get("fingerprint", ""),
+            real_layers=body.get("real_layers", {}),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ExportError(f"{place}: not what an export wrote: the file is damaged") from None

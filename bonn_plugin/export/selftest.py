@@ -2,8 +2,9 @@
 
 Float sums in another order differ in their last bits, and a 1-bit network amplifies that: where a value
 lies so near to its threshold that rounding decides its sign, the logits move by far more than rounding.
-Such an image is not waved through. The engine's signs are read out, each that differs from torch's must
-be such a tie, and torch with these signs must give the engine's logits.
+So they do where a value lies so near to the middle of two integers that rounding decides which of them an
+8-bit layer takes. Such an image is not waved through. The engine's signs and integers are read out, each that
+differs from torch's must be such a tie, and torch with these must give the engine's logits.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from bonn_plugin.errors import ExportError
 from bonn_plugin.export.engine import compile_for_cpu
+from bonn_plugin.export.integer import QUANTISED, integers_of
 from bonn_plugin.export.lowering import OUTPUT
-from bonn_plugin.nn import PackedConv2d
+from bonn_plugin.functional import quantize_affine
+from bonn_plugin.nn import IntegerConv2d, IntegerLinear, PackedConv2d
 
 TOLERANCE = 1e-4
 """Largest difference of a number of an output, in units of the output's largest (at least 1)."""
@@ -43,6 +46,7 @@ class SelfTest:
         tied_signs: signs in them that differ.
         tied_difference: largest difference of a number of theirs.
         outputs: the outputs' names.
+        tied_integers: integers in them that differ, by 1.
     """
 
     source: str
@@ -54,6 +58,7 @@ class SelfTest:
     tied_signs: int = 0
     tied_difference: float = 0.0
     outputs: tuple[str, ...] = (OUTPUT,)
+    tied_integers: int = 0
 
     def __str__(self) -> str:
         """Return one line."""
@@ -70,9 +75,12 @@ class SelfTest:
                 f"of {self.samples:,} samples ({self.source})"
             )
         if self.tied_samples:
+            signs = f"{self.tied_signs:,} signs whose value is their threshold within rounding"
+            integers = f"{self.tied_integers:,} integers whose value is the middle of two within rounding"
+            causes = " and ".join([signs] * bool(self.tied_signs) + [integers] * bool(self.tied_integers))
             line += (
-                f"; in {self.tied_samples} more than rounding: {self.tied_signs} signs whose value is their "
-                f"threshold within rounding, with which torch gives the same {what} (else {self.tied_difference:.2g})"
+                f"; in {self.tied_samples:,} more than rounding: {causes}, with which torch gives the same {what} "
+                f"(else {self.tied_difference:.2g})"
             )
         return line
 
@@ -113,7 +121,7 @@ def self_test(
             doubtful.append((batch, got, filled))
     if not count:
         raise ExportError("no samples to compare the export with")
-    tied_samples = tied_signs = 0
+    tied_samples = tied_signs = tied_integers = 0
     tied_difference = 0.0
     if doubtful:
         replay = _Replay(model, graph, names, scales)
@@ -121,6 +129,7 @@ def self_test(
             found = replay.explain(batch, got, filled)
             tied_samples += found.samples
             tied_signs += found.signs
+            tied_integers += found.integers
             worst = max(worst, found.difference)
             tied_difference = max(tied_difference, found.moved)
     return SelfTest(
@@ -133,6 +142,7 @@ def self_test(
         tied_signs,
         tied_difference,
         tuple(names),
+        tied_integers,
     )
 
 
@@ -179,25 +189,44 @@ def _batches(samples: Iterable[Tensor], shape: tuple[int, int, int, int]) -> Ite
             yield torch.cat([part, part.new_zeros(missing, *shape[1:])]).contiguous(), len(part)
 
 
-def _positive(op: Any) -> Callable[[Any], Any]:
+SIGN = ".sign"
+"""Suffix of the name of the node that takes a sign."""
+
+
+def _positive(op: Any) -> Callable[[Any], Tensor]:
     """What a sign's node decides: a function of its input's values to bool."""
     if op.get_type_name() == "Select":
         at = op.input_value(0).get_node().input_value(1).get_node().data
-        return lambda x: x >= at
+        return lambda x: torch.from_numpy(x >= at)
     above, high = (op.input_value(i).get_node().data for i in (1, 4))
-    return lambda x: (x > above) == (high > 0)
+    return lambda x: torch.from_numpy((x > above) == (high > 0))
+
+
+def _integers(op: Any) -> Callable[[Any], Tensor]:
+    """What a node decides that makes integers: a function of its input's values to 0 ... 255."""
+    low, high = (op.input_value(i).get_node().data for i in (1, 2))
+    return lambda x: integers_of(x, low, high)
 
 
 @dataclass(frozen=True)
 class _Explained:
     samples: int
     signs: int
+    integers: int
     difference: float
     moved: float
 
 
+@dataclass(frozen=True)
+class _Watched:
+    """A decision of the engine: the output that it is read off, and what it decides there."""
+
+    output: int
+    decide: Callable[[Any], Tensor]
+
+
 class _Replay:
-    """Runs torch with the signs that the engine chose."""
+    """Runs torch with the signs and integers that the engine chose."""
 
     def __init__(self, model: nn.Module, graph: Any, names: list[str], scales: Mapping[str, float]) -> None:
         self.model = model
@@ -205,19 +234,21 @@ class _Replay:
         self.scales = scales
         self.what = "logits" if OUTPUT in names else "features"
         watched = graph.clone()
-        self._signs: dict[str, tuple[int, Callable[[Any], Any]]] = {}
+        self._watched: dict[str, _Watched] = {}
         places: dict[tuple[str, int], int] = {}
         outputs: list[Any] = []
         for op in watched.get_ordered_ops():
-            kind = op.get_type_name()
-            if not op.get_friendly_name().endswith(".sign") or kind not in ("FakeQuantize", "Select"):
+            kind, name = op.get_type_name(), op.get_friendly_name()
+            suffix = next((s for s in (SIGN, QUANTISED) if name.endswith(s)), None)
+            if suffix is None or kind not in ("FakeQuantize", "Select"):
                 continue
             source = op.input_value(0) if kind == "FakeQuantize" else op.input_value(0).get_node().input_value(0)
             key = (source.get_node().get_friendly_name(), source.get_index())
             if key not in places:
                 places[key] = len(names) + len(outputs)
                 outputs.append(source)
-            self._signs[op.get_friendly_name().removesuffix(".sign")] = (places[key], _positive(op))
+            decide = _positive(op) if suffix == SIGN else _integers(op)
+            self._watched[name.removesuffix(suffix)] = _Watched(places[key], decide)
         if not outputs:
             raise ExportError(f"its {self.what} are not torch's, and it has no sign on which rounding could decide")
         # What goes into the signs is read, not the signs: the engine breaks down on those as outputs.
@@ -225,66 +256,94 @@ class _Replay:
         self._request = compile_for_cpu(watched).create_infer_request()
 
     def explain(self, batch: Tensor, got: Outputs, filled: int) -> _Explained:
-        """Return how many signs explain the difference; ExportError if they don't."""
+        """Return how many signs and integers explain the difference; ExportError if they don't."""
         again = _of_engine(self._request, self.names, batch, filled)
         if not _largest(again, got, self.scales) <= TOLERANCE:
             raise ExportError(
                 f"its {self.what} differ from torch's, and from its own when its signs are read "
                 f"(by {_largest(again, got):.3g})"
             )
-        signs = {
-            name: torch.from_numpy(positive(self._request.get_output_tensor(place).data))
-            for name, (place, positive) in self._signs.items()
-        }
-        flipped, farthest, replayed = self._run(batch, signs, filled)
+        decided = {name: w.decide(self._request.get_output_tensor(w.output).data) for name, w in self._watched.items()}
+        seen = _Seen(filled)
+        replayed = self._run(batch, decided, seen)
         moved = _largest(_of_torch(self.model, batch, filled), got)
-        if not farthest <= TIE:
+        if not seen.farthest <= TIE:
             raise ExportError(
-                f"its {self.what} differ from torch's by {moved:.3g}: signs differ whose "
-                f"value is {farthest:.2g} of the layer's largest away from the threshold"
+                f"its {self.what} differ from torch's by {moved:.3g}: signs or integers differ whose "
+                f"value is {seen.farthest:.2g} of the layer's largest away from where they change"
             )
         difference = _largest(replayed, got)
         if not _largest(replayed, got, self.scales) <= TOLERANCE:
             raise ExportError(
                 f"its {self.what} differ from torch's by {moved:.3g}, "
-                f"and by {difference:.3g} when torch takes the same signs"
+                f"and by {difference:.3g} when torch takes the same signs and integers"
             )
-        return _Explained(int((flipped > 0).sum()), int(flipped.sum()), difference, moved)
+        samples = int(((seen.signs > 0) | (seen.integers > 0)).sum())
+        return _Explained(samples, int(seen.signs.sum()), int(seen.integers.sum()), difference, moved)
 
-    def _run(self, batch: Tensor, signs: dict[str, Tensor], filled: int) -> tuple[Tensor, float, Outputs]:
-        flipped = torch.zeros(filled, dtype=torch.long)
-        farthest = 0.0
+    def _run(self, batch: Tensor, decided: dict[str, Tensor], seen: _Seen) -> Outputs:
         calls: dict[str, int] = {}
 
         def hook_for(name: str) -> Any:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                nonlocal farthest
-                assert isinstance(module, PackedConv2d)
                 calls[name] = calls.get(name, 0) + 1
-                x = args[0]
-                t = 0.0 if module.threshold is None else module.threshold[:, None, None]
                 number = f"_{calls[name]}" if calls[name] > 1 else ""
-                theirs = signs[f"{name}{number}"][:, : x.shape[1]]
-                differ = (((x - t) >= 0) != theirs)[:filled]
-                if bool(differ.any()):
-                    flipped.add_(differ.flatten(1).sum(1))
-                    distance = (x - t)[:filled].abs()[differ].max() / x.abs().max().clamp(min=1e-30)
-                    farthest = max(farthest, float(distance))
-                return (torch.where(theirs, 1.0, -1.0) + t,)
+                theirs = decided[f"{name}{number}"]
+                if isinstance(module, PackedConv2d):
+                    return (seen.sign(module, args[0], theirs),)
+                assert isinstance(module, (IntegerConv2d, IntegerLinear))
+                return (seen.integer(module, args[0], theirs),)
 
             return hook
 
         handles = [
             module.register_forward_pre_hook(hook_for(name))
             for name, module in self.model.named_modules()
-            if isinstance(module, PackedConv2d)
+            if isinstance(module, (PackedConv2d, IntegerConv2d, IntegerLinear))
         ]
         try:
-            outputs = _of_torch(self.model, batch, filled)
+            return _of_torch(self.model, batch, seen.filled)
         finally:
             for handle in handles:
                 handle.remove()
-        return flipped, farthest, outputs
+
+
+class _Seen:
+    """What of the engine's decisions was otherwise than torch's, by image, and how far from the tie at most."""
+
+    def __init__(self, filled: int) -> None:
+        self.filled = filled
+        self.signs = torch.zeros(filled, dtype=torch.long)
+        self.integers = torch.zeros(filled, dtype=torch.long)
+        self.farthest = 0.0
+
+    def sign(self, module: PackedConv2d, x: Tensor, theirs: Tensor) -> Tensor:
+        """Return an input that has the engine's signs."""
+        t = 0.0 if module.threshold is None else module.threshold[:, None, None]
+        theirs = theirs[:, : x.shape[1]]
+        differ = ((x - t) >= 0) != theirs
+        self._note(self.signs, differ, (x - t).abs(), x)
+        return torch.where(theirs, 1.0, -1.0) + t
+
+    def integer(self, module: IntegerConv2d | IntegerLinear, x: Tensor, theirs: Tensor) -> Tensor:
+        """Return an input that has the engine's integers."""
+        assert module.input_scale is not None
+        assert module.input_zero_point is not None
+        zero_point = module.input_zero_point.float()
+        theirs = theirs.reshape(x.shape) - zero_point
+        own = quantize_affine(x, module.input_scale, module.input_zero_point)
+        middle = (torch.minimum(own, theirs) + 0.5) * module.input_scale
+        # more than one apart is no tie: such a value is as far away as can be
+        distance = torch.where((own - theirs).abs() <= 1, (x - middle).abs(), torch.inf)
+        self._note(self.integers, own != theirs, distance, x)
+        return theirs * module.input_scale
+
+    def _note(self, counts: Tensor, differ: Tensor, distance: Tensor, x: Tensor) -> None:
+        differ = differ[: self.filled]
+        if bool(differ.any()):
+            counts.add_(differ.flatten(1).sum(1))
+            farthest = distance[: self.filled][differ].max() / x.abs().max().clamp(min=1e-30)
+            self.farthest = max(self.farthest, float(farthest))
 
 
 __all__ = ["TIE", "TOLERANCE", "SelfTest", "self_test"]

@@ -19,11 +19,13 @@ from bonn_plugin.functional.grouping import (
     pruning_loss,
     sensitivity_keeps,
 )
+from bonn_plugin.functional.integer import affine_of, pack_int4, quantize_affine, sum_dtype, unpack_int4
 from bonn_plugin.functional.losses import feature_loss, kernel_loss, update_centers
 from bonn_plugin.functional.packing import pack_signs, unpack_signs
 
 __all__ = [
     "Ste",
+    "affine_of",
     "binarize_activation",
     "binarize_weight",
     "convolve_signs",
@@ -34,13 +36,17 @@ __all__ = [
     "group_mean",
     "kernel_loss",
     "merge_filters",
+    "pack_int4",
     "pack_signs",
     "pruning_loss",
+    "quantize_affine",
     "scale_backward",
     "scale_forward",
     "sensitivity_keeps",
     "sign",
     "sign_weight",
+    "sum_dtype",
+    "unpack_int4",
     "unpack_signs",
     "update_centers",
 ]

@@ -20,8 +20,13 @@ from bonn_plugin.modifiers.channel_prune import ChannelPrune, ChannelPruneConfig
 from bonn_plugin.modifiers.distill import Distill, DistillConfig, FolderOf, TimmNetwork
 from bonn_plugin.modifiers.feature_loss import FeatureLoss, FeatureLossConfig
 from bonn_plugin.modifiers.filter_merge import FilterMergeConfig, FilterMergeModifier
+from bonn_plugin.modifiers.inc_dynamic_int8 import IncDynamicInt8, IncDynamicInt8Config
+from bonn_plugin.modifiers.inc_half import IncHalf, IncHalfConfig
+from bonn_plugin.modifiers.inc_int8 import IncInt8, IncInt8Config
+from bonn_plugin.modifiers.inc_weight_only import IncWeightOnly, IncWeightOnlyConfig
 from bonn_plugin.modifiers.kernel_loss import KernelLoss, KernelLossConfig, model_kernel_loss
 from bonn_plugin.modifiers.magnitude_prune import MagnitudePrune, MagnitudePruneConfig
+from bonn_plugin.modifiers.rest import RestConfig, RestModifier
 from bonn_plugin.modifiers.select import LeftAlone, left_alone, near_names, select_convolutions
 
 __all__ = [
@@ -39,6 +44,14 @@ __all__ = [
     "FilterMergeConfig",
     "FilterMergeModifier",
     "FolderOf",
+    "IncDynamicInt8",
+    "IncDynamicInt8Config",
+    "IncHalf",
+    "IncHalfConfig",
+    "IncInt8",
+    "IncInt8Config",
+    "IncWeightOnly",
+    "IncWeightOnlyConfig",
     "InputSigns",
     "KernelLoss",
     "KernelLossConfig",
@@ -49,6 +62,8 @@ __all__ = [
     "Modifier",
     "ModifierConfig",
     "PrepareContext",
+    "RestConfig",
+    "RestModifier",
     "RunOf",
     "Stage",
     "TimmNetwork",

@@ -238,9 +238,12 @@ class ConvertContext:
     Attributes:
         calibration: returns batches of training images, (B, C, H, W), the same ones at each call, as the network
             takes them; None where the caller gave none.
+        forecast: an image, (1, C, H, W), where only the shapes of what is stored are asked for: the values of
+            what a pass would compute then have no meaning. None for a real conversion.
     """
 
     calibration: Callable[[], Iterable[Tensor]] | None = None
+    forecast: Tensor | None = None
 
 
 C = TypeVar("C", bound=ModifierConfig)

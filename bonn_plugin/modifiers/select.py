@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -129,35 +129,59 @@ def near_names(name: str, names: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
-def _match(modules: dict[str, nn.Module], selector: str) -> list[str]:
+def match_names(
+    modules: Mapping[str, nn.Module],
+    selector: str,
+    candidates: Sequence[str],
+    noun: str,
+    refusal: Callable[[str], str],
+) -> list[str]:
+    """Return the names among ``candidates`` that one selector matches, in their order.
+
+    Args:
+        modules: all modules of the model by name.
+        selector: see ``select_convolutions``.
+        candidates: names that may be taken.
+        noun: what they are, for messages.
+        refusal: says why a module that is none of them, given its name, can't be taken.
+
+    Raises:
+        ModelError: it matches none.
+    """
     kind, colon, rest = selector.partition(":")
-    convolutions = [
-        name for name, m in modules.items() if isinstance(m, (nn.Conv2d, SignInput, PackedConv2d, StoredSignConv2d))
-    ]
     if colon and kind == "re":
         pattern = re.compile(rest)
-        matched = [name for name in convolutions if pattern.fullmatch(name)]
+        matched = [name for name in candidates if pattern.fullmatch(name)]
         others = [name for name in modules if pattern.fullmatch(name)]
         if not matched and others:
-            raise ModelError(
-                f"{selector!r} matches no convolution, only {others[0]} ({type(modules[others[0]]).__name__})"
-            )
+            raise ModelError(f"{selector!r} matches no {noun}, only {others[0]} ({type(modules[others[0]]).__name__})")
     elif colon and kind == "class":
-        matched = [name for name in convolutions if type(modules[name]).__name__ == rest]
+        matched = [name for name in candidates if type(modules[name]).__name__ == rest]
     else:
-        if selector in modules and selector not in convolutions:
-            raise ModelError(f"{selector} can't be binarised: {unfit_reason(modules[selector])}")
+        if selector in modules and selector not in candidates:
+            raise ModelError(refusal(selector))
         matched = [selector] if selector in modules else []
     if not matched:
         if kind == "class" and colon:
-            classes = sorted({type(modules[name]).__name__ for name in convolutions})
-            hint = f" The model's convolutions are: {', '.join(classes) or 'none'}"
+            classes = sorted({type(modules[name]).__name__ for name in candidates})
+            hint = f" The model's {noun}s are: {', '.join(classes) or 'none'}"
         else:
             # A pattern is no name, but without its escapes it is near enough to one.
             plain = re.sub(r"\\d|\[[^\]]*\]|\(\?:|[\\^$()]", lambda m: "0" if m[0][0] in "\\[" else "", rest)
-            hint = near_names(plain if colon else selector, convolutions)
-        raise ModelError(f"{selector!r} matches no convolution of the model.{hint}")
+            hint = near_names(plain if colon else selector, candidates)
+        raise ModelError(f"{selector!r} matches no {noun} of the model.{hint}")
     return matched
+
+
+def _match(modules: dict[str, nn.Module], selector: str) -> list[str]:
+    convolutions = [
+        name for name, m in modules.items() if isinstance(m, (nn.Conv2d, SignInput, PackedConv2d, StoredSignConv2d))
+    ]
+
+    def refusal(name: str) -> str:
+        return f"{name} can't be binarised: {unfit_reason(modules[name])}"
+
+    return match_names(modules, selector, convolutions, "convolution", refusal)
 
 
 def _default_reason(model: nn.Module, modules: dict[str, nn.Module], name: str) -> str | None:

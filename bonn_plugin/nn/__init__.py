@@ -1,7 +1,10 @@
-"""Modules: the training convolution, the packed one, the kernel prior, and what each of them stores."""
+"""Modules: the training convolution, the packed one, what passes leave of real layers, and what each of them stores."""
 
 from bonn_plugin.nn.binary_conv import BinaryConv2d
+from bonn_plugin.nn.folded import FoldedNorm
 from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.half import HalfConv2d, HalfLinear
+from bonn_plugin.nn.integer import IntegerConv2d, IntegerLinear
 from bonn_plugin.nn.merge import FilterMerge
 from bonn_plugin.nn.packed_conv import PackedConv2d
 from bonn_plugin.nn.prior import BimodalPrior
@@ -20,6 +23,7 @@ from bonn_plugin.nn.storage import (
     replacement_class,
     stored_tensors,
 )
+from bonn_plugin.nn.weight_only import WeightOnlyLinear
 
 __all__ = [
     "BimodalPrior",
@@ -27,6 +31,11 @@ __all__ = [
     "ConvGeometry",
     "FilterMerge",
     "Filters",
+    "FoldedNorm",
+    "HalfConv2d",
+    "HalfLinear",
+    "IntegerConv2d",
+    "IntegerLinear",
     "Merging",
     "PackedConv2d",
     "RPReLU",
@@ -38,6 +47,7 @@ __all__ = [
     "SparseLinear",
     "StoredSignConv2d",
     "StoredTensor",
+    "WeightOnlyLinear",
     "register_replacement",
     "replace_module",
     "replacement_class",

@@ -22,6 +22,7 @@ class Role(StrEnum):
     """What a stored tensor is for."""
 
     BINARY_WEIGHT = "binary weight"
+    INTEGER_WEIGHT = "integer weight"
     REAL_WEIGHT = "real weight"
     NORM = "norm"
     SCALE = "scale"

@@ -22,13 +22,17 @@ class Rule(StrEnum):
 
 
 RULES: dict[Rule, frozenset[Role]] = {
-    Rule.PARAMETERS: frozenset({Role.BINARY_WEIGHT, Role.INDEX, Role.MASK, Role.REAL_WEIGHT, Role.NORM}),
+    Rule.PARAMETERS: frozenset(
+        {Role.BINARY_WEIGHT, Role.INTEGER_WEIGHT, Role.INDEX, Role.MASK, Role.REAL_WEIGHT, Role.NORM}
+    ),
     Rule.WITH_SCALES: frozenset(Role) - {Role.NORM_STATISTICS},
     Rule.WITH_STATISTICS: frozenset(Role),
 }
 """Which roles each rule counts: the parameters of the original network, the index by which outputs share a
 filter with the filters that it stands for, the mask of zeros with the weights among which they stand; what
-binarisation added besides; and running means and variances besides."""
+binarisation and quantisation added besides; and running means and variances besides. A norm that a pass folded into
+the convolution before it is counted in that one's bias, which stands for the norm's parameters; its running
+statistics are counted on neither side."""
 
 
 class Entry(BaseModel):
