@@ -120,6 +120,7 @@ def test_heads_on_the_engines_features_find_what_torch_finds(detector: str, name
     assert info.self_test.agreement is None
     assert info.self_test.samples == 4
     assert all(layer.startswith("backbone.body.") for layer in info.binary_layers)
+    assert all(layer.startswith("backbone.") for layer in info.real_layers)
     images = pictures((64, 64), (64, 64), (64, 64))
     found = load_detector(tmp_path, threads=1)
     close(found.probe(torch.stack(images)), model.probe(torch.stack(images)))

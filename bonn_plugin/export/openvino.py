@@ -178,7 +178,7 @@ def export_openvino(
     info = ExportInfo(
         input_shape=input_shape,
         half=half,
-        binary_layers={f"{part}.{name}" if part else name: path for name, path in paths.items()},
+        binary_layers=_named(part, paths),
         openvino=str(ov.get_version()),
         cpu=cpu_name(),
         self_test=tested,
@@ -186,7 +186,7 @@ def export_openvino(
         part=part,
         outputs=tested.outputs,
         fingerprint=fingerprint(network),
-        real_layers=real_layers(reference),
+        real_layers=_named(part, real_layers(reference)),
     )
     about = json.dumps(_to_json(info), indent=1) + "\n"
     try:
@@ -355,6 +355,11 @@ def _read_about(folder: Path, path: Path) -> ExportInfo:
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ExportError(f"{place}: not what an export wrote: the file is damaged") from None
+
+
+def _named(part: str, ways: Mapping[str, str]) -> dict[str, str]:
+    """Return what is said of a part's modules by their names in the whole network."""
+    return {f"{part}.{name}" if part else name: way for name, way in ways.items()}
 
 
 def _self_test(body: Mapping[str, Any]) -> SelfTest:
