@@ -21,8 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bonn_plugin import BonnError, Recipe, Session, load_packed, load_recipe, save_packed
-from bonn_plugin.recipe import recipe_model
-from bonn_plugin.recipe.schema import ImageFolderConfig
+from bonn_plugin.recipe import ImageFolderConfig, recipe_model
 
 
 def make_loader(recipe: Recipe, model: nn.Module, split: str) -> DataLoader:
