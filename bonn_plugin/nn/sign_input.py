@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from bonn_plugin.collective import mean_over_ranks
 from bonn_plugin.functional import Ste, binarize_activation
-from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.geometry import ConvAttributes, ConvGeometry
 
 THRESHOLD_BATCHES = 8
 """Training batches from which a learned threshold takes its first value."""
 
 
-class SignInput(nn.Module):
+class SignInput(ConvAttributes, nn.Module):
     """Takes the sign of its input, with a learned threshold per channel where it is given one.
 
     Args:
