@@ -1,0 +1,178 @@
+"""Training in two steps with a teacher against training in one, on digits with 10 training images a class.
+
+Four trainings a seed, each of as many epochs for the 1-bit network: full precision (the teacher), 1-bit in one step,
+1-bit in one step with the teacher, 1-bit in two steps with the teacher. The seed chooses the training images too; the
+test set is always the same 450 images, and is looked at once, by the packed checkpoint.
+
+    python benchmarks/two_step.py --seeds 5          # writes benchmarks/two_step.md
+    python benchmarks/two_step.py --search           # other settings, on other seeds: what the recipes were chosen from
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from bonn_plugin import load_recipe
+from bonn_plugin.recipe import dump_recipe
+from bonn_plugin.shipped import find_recipe
+from bonn_plugin.train import Runner, earlier_runs
+
+TEACHER, ONE, FIRST, TWO = "digits_few_teacher", "digits_few", "digits_few_two_step_first", "digits_few_two_step"
+LEARN = "{type: distill, teacher: {recipe: digits_few_teacher}, alpha: 1, temperature: 1, task_weight: 0}"
+BINARIZE = "{type: binarize, targets: ['re:layer[1-3]\\.\\d\\.conv[12]'], expect: 18}"
+TAUGHT = [f"modifiers=[{BINARIZE}, {{type: kernel_loss, lambda: 1e-4, nu: 1e-2, start: 80, end: 160}}, {LEARN}]"]
+RATE, T = "training.optimizer.lr=", "modifiers.distill.temperature="
+NO_KERNEL = [f"modifiers=[{BINARIZE}, {LEARN}]"]
+WITH_LABELS = "modifiers.distill.task_weight=1"
+
+ARMS = {
+    "full precision": (TEACHER, {}),
+    "1-bit, one step": (ONE, {}),
+    "1-bit, one step, teacher": (ONE, {ONE: TAUGHT}),
+    "1-bit, two steps, teacher": (TWO, {}),
+}
+SEARCHED = {
+    "one step, rate 3e-3": (ONE, {ONE: [RATE + "3e-3"]}),
+    "one step, rate 1e-2 (the recipe)": (ONE, {}),
+    "one step, rate 2e-2": (ONE, {ONE: [RATE + "2e-2"]}),
+    "two steps, rates 1e-2 and 1e-2 (the recipes)": (TWO, {}),
+    "two steps, rates 3e-3 and 3e-3": (TWO, {FIRST: [RATE + "3e-3"], TWO: [RATE + "3e-3"]}),
+    "two steps, rates 2e-2 and 1e-2": (TWO, {FIRST: [RATE + "2e-2"]}),
+    "two steps, temperature 4": (TWO, {FIRST: [T + "4"], TWO: [T + "4"]}),
+    "two steps, temperature 4, labels too": (TWO, {FIRST: [T + "4", WITH_LABELS], TWO: [T + "4", WITH_LABELS]}),
+    "two steps, no kernel loss": (TWO, {TWO: NO_KERNEL}),
+}
+"""Which recipe, and what is changed in which recipe of its chain."""
+
+
+class Quiet:
+    """A progress that says nothing."""
+
+    def line(self, text):
+        pass
+
+    def steps(self, batches, epoch, epochs, total):
+        return batches
+
+
+def run(recipe, folder):
+    """Train one recipe in its folder and return the top-1 of its packed checkpoint, in percent."""
+    runner = Runner(recipe, folder, torch.device("cpu"), Quiet())
+    runner.task.measure = lambda model, device: {"test_top1": math.nan, "test_top5": math.nan}
+    runner.train(resume=False)
+    accuracy = runner.finish().report.accuracy
+    assert accuracy is not None
+    assert accuracy.identical_logits
+    return accuracy.packed_top1
+
+
+def measure(folder, seed, arm):
+    """Return the top-1 of one arm; runs that several arms need are trained once."""
+    last, changes = arm
+    place = folder / f"seed{seed}-{abs(hash(json.dumps(changes)))}"
+    place.mkdir(exist_ok=True)
+    for name in (TEACHER, ONE, FIRST, TWO):
+        overrides = [*changes.get(name, []), f"training.seed={seed}", f"data.subset_seed={seed}"]
+        (place / f"{name}.yaml").write_text(dump_recipe(load_recipe(find_recipe(name), overrides)))
+    teacher = folder / f"teacher{seed}"
+    if teacher.exists() and not (place / "runs").exists():
+        (place / "runs").mkdir()
+        (place / "runs" / TEACHER).symlink_to(teacher, target_is_directory=True)
+    recipe = load_recipe(place / f"{last}.yaml")
+    target = place / "runs" / last
+    if last == TEACHER:
+        top1 = run(recipe, target)
+        target.rename(teacher)
+        target.symlink_to(teacher, target_is_directory=True)
+        return top1
+    for earlier in earlier_runs(recipe, target):
+        if not earlier.finished:
+            run(earlier.recipe, earlier.folder)
+    return run(recipe, target)
+
+
+def table(results):
+    """Return the Markdown table of top-1 by arm and seed."""
+    seeds = range(len(next(iter(results.values()))))
+    lines = [
+        "| | mean | std | " + " | ".join(f"seed {s}" for s in seeds) + " |",
+        "| --- " + "| --: " * (len(seeds) + 2) + "|",
+    ]
+    for name, values in results.items():
+        lines.append(
+            f"| {name} | {mean(values):.2f} | {stdev(values):.2f} | " + " | ".join(f"{v:.2f}" for v in values) + " |"
+        )
+    return lines
+
+
+def paired(results, arm, against):
+    """Return one line on the difference between two arms, seed by seed."""
+    gains = [a - b for a, b in zip(results[arm], results[against], strict=True)]
+    error = stdev(gains) / math.sqrt(len(gains))
+    return f"{arm} minus {against}: {mean(gains):+.2f} points, standard error {error:.2f} ({', '.join(f'{g:+.2f}' for g in gains)})."
+
+
+def compare(folder, count, threads):
+    """Measure the arms over ``count`` seeds from 0 and write two_step.md."""
+    began = time.perf_counter()
+    results = {name: [] for name in ARMS}
+    for seed in range(count):
+        for name, arm in ARMS.items():
+            results[name].append(measure(folder, seed, arm))
+            print(f"seed {seed}: {name}: {results[name][-1]:.2f}", flush=True)
+    two, teacher = "1-bit, two steps, teacher", "full precision"
+    lines = [
+        "# Two steps with a teacher, on few images",
+        "",
+        f"`python benchmarks/two_step.py --seeds {count}`: {platform.machine()}, {threads} thread, torch {torch.__version__}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, {(time.perf_counter() - began) / 60:.0f} minutes.",
+        "",
+        "scikit-learn's digits at 8 x 8 pixels with 10 training images a class; WRN22 16-16-32-64. Top-1 in % of the packed",
+        "checkpoint on the same 450 test images, looked at once, at the end; the seed chooses weights, order and training images.",
+        "Each 1-bit network trains for 160 epochs in all (80 + 80 in two steps); the teacher's own 160 epochs come on top.",
+        "",
+        *table(results),
+        "",
+        paired(results, two, "1-bit, one step"),
+        paired(results, two, "1-bit, one step, teacher"),
+        paired(results, two, teacher),
+    ]
+    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def search(folder, seeds):
+    """Print the top-1 of other settings on other seeds, as rows of a table."""
+    for seed in seeds:
+        measure(folder, seed, ARMS["full precision"])
+    print("| | mean | " + " | ".join(f"seed {s}" for s in seeds) + " |\n| --- " + "| --: " * (len(seeds) + 1) + "|")
+    for name, arm in SEARCHED.items():
+        values = [measure(folder, seed, arm) for seed in seeds]
+        print(f"| {name} | {mean(values):.2f} | " + " | ".join(f"{v:.2f}" for v in values) + " |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--search", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.search:
+            search(Path(folder), range(100, 102))
+        else:
+            compare(Path(folder), args.seeds, args.threads)
+
+
+if __name__ == "__main__":
+    main()
