@@ -119,7 +119,8 @@ def paired(results, arm, against):
     """Return one line on the difference between two arms, seed by seed."""
     gains = [a - b for a, b in zip(results[arm], results[against], strict=True)]
     error = stdev(gains) / math.sqrt(len(gains))
-    return f"{arm} minus {against}: {mean(gains):+.2f} points, standard error {error:.2f} ({', '.join(f'{g:+.2f}' for g in gains)})."
+    each = ", ".join(f"{gain:+.2f}" for gain in gains)
+    return f"- {arm} minus {against}: {mean(gains):+.2f} points, standard error {error:.2f} ({each})"
 
 
 def compare(folder, count, threads):
@@ -130,18 +131,22 @@ def compare(folder, count, threads):
         for name, arm in ARMS.items():
             results[name].append(measure(folder, seed, arm))
             print(f"seed {seed}: {name}: {results[name][-1]:.2f}", flush=True)
+    machine = f"{platform.machine()}, {threads} thread, torch {torch.__version__}"
+    minutes = (time.perf_counter() - began) / 60
     two, teacher = "1-bit, two steps, teacher", "full precision"
     lines = [
         "# Two steps with a teacher, on few images",
         "",
-        f"`python benchmarks/two_step.py --seeds {count}`: {platform.machine()}, {threads} thread, torch {torch.__version__}, "
-        f"{datetime.now(UTC):%Y-%m-%d}, {(time.perf_counter() - began) / 60:.0f} minutes.",
+        f"`python benchmarks/two_step.py --seeds {count}`: {machine}, {datetime.now(UTC):%Y-%m-%d}, {minutes:.0f} minutes.",
         "",
-        "scikit-learn's digits at 8 x 8 pixels with 10 training images a class; WRN22 16-16-32-64. Top-1 in % of the packed",
-        "checkpoint on the same 450 test images, looked at once, at the end; the seed chooses weights, order and training images.",
-        "Each 1-bit network trains for 160 epochs in all (80 + 80 in two steps); the teacher's own 160 epochs come on top.",
+        "scikit-learn's digits at 8 x 8 pixels with 10 training images a class; WRN22 16-16-32-64. Top-1 in % of the",
+        "packed checkpoint on the same 450 test images, looked at once, at the end; the seed chooses weights, order and",
+        "training images. Each 1-bit network trains for 160 epochs in all (80 + 80 in two steps); the teacher's own 160",
+        "epochs come on top.",
         "",
         *table(results),
+        "",
+        "Differences seed by seed:",
         "",
         paired(results, two, "1-bit, one step"),
         paired(results, two, "1-bit, one step, teacher"),
