@@ -93,6 +93,13 @@ class DistillConfig(WindowConfig):
         if isinstance(self.teacher, RunOf):
             yield ("teacher",), self.teacher
 
+    def files(self) -> Iterator[tuple[Path, str]]:
+        """See ``ModifierConfig.files``."""
+        if isinstance(self.teacher, FolderOf):
+            yield ("teacher", "folder"), self.teacher.folder
+        elif isinstance(self.teacher, TimmNetwork):
+            yield ("teacher", "weights"), self.teacher.weights
+
 
 @register_modifier("distill", DistillConfig)
 class Distill(Modifier[DistillConfig]):
