@@ -1,6 +1,6 @@
 """``distill``: the network learns the logits of a real-valued teacher.
 
-Hinton et al. 2015; as the distributional loss of ReActNet (ECCV 2020), section 4.3.
+Hinton et al. 2015; as the distributional loss of ReActNet (ECCV 2020).
 """
 
 from __future__ import annotations
