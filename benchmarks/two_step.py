@@ -15,7 +15,7 @@ import json
 import math
 import platform
 import tempfile
-import time
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,8 +24,9 @@ import torch
 
 from bonn_plugin import load_recipe
 from bonn_plugin.recipe import dump_recipe
+from bonn_plugin.report import Report
 from bonn_plugin.shipped import find_recipe
-from bonn_plugin.train import Runner, earlier_runs
+from bonn_plugin.train import STATE, Runner, earlier_runs
 
 TEACHER, ONE, FIRST, TWO = "digits_few_teacher", "digits_few", "digits_few_two_step_first", "digits_few_two_step"
 LEARN = "{type: distill, teacher: {recipe: digits_few_teacher}, alpha: 1, temperature: 1, task_weight: 0}"
@@ -38,8 +39,8 @@ WITH_LABELS = "modifiers.distill.task_weight=1"
 ARMS = {
     "full precision": (TEACHER, {}),
     "1-bit, one step": (ONE, {}),
-    "1-bit, one step, teacher": (ONE, {ONE: TAUGHT}),
     "1-bit, two steps, teacher": (TWO, {}),
+    "1-bit, one step, teacher": (ONE, {ONE: TAUGHT}),
 }
 SEARCHED = {
     "one step, rate 3e-3": (ONE, {ONE: [RATE + "3e-3"]}),
@@ -69,7 +70,7 @@ def run(recipe, folder):
     """Train one recipe in its folder and return the top-1 of its packed checkpoint, in percent."""
     runner = Runner(recipe, folder, torch.device("cpu"), Quiet())
     runner.task.measure = lambda model, device: {"test_top1": math.nan, "test_top5": math.nan}
-    runner.train(resume=False)
+    runner.train(resume=(folder / STATE).exists())
     accuracy = runner.finish().report.accuracy
     assert accuracy is not None
     assert accuracy.identical_logits
@@ -79,8 +80,8 @@ def run(recipe, folder):
 def measure(folder, seed, arm):
     """Return the top-1 of one arm; runs that several arms need are trained once."""
     last, changes = arm
-    place = folder / f"seed{seed}-{abs(hash(json.dumps(changes)))}"
-    place.mkdir(exist_ok=True)
+    place = folder / f"seed{seed}-{zlib.crc32(json.dumps(changes).encode()):08x}"
+    place.mkdir(exist_ok=True, parents=True)
     for name in (TEACHER, ONE, FIRST, TWO):
         overrides = [*changes.get(name, []), f"training.seed={seed}", f"data.subset_seed={seed}"]
         (place / f"{name}.yaml").write_text(dump_recipe(load_recipe(find_recipe(name), overrides)))
@@ -90,6 +91,10 @@ def measure(folder, seed, arm):
         (place / "runs" / TEACHER).symlink_to(teacher, target_is_directory=True)
     recipe = load_recipe(place / f"{last}.yaml")
     target = place / "runs" / last
+    if (target / "report.json").exists():
+        accuracy = Report.model_validate_json((target / "report.json").read_bytes()).accuracy
+        assert accuracy is not None
+        return accuracy.packed_top1
     if last == TEACHER:
         top1 = run(recipe, target)
         target.rename(teacher)
@@ -124,20 +129,26 @@ def paired(results, arm, against):
 
 
 def compare(folder, count, threads):
-    """Measure the arms over ``count`` seeds from 0 and write two_step.md."""
-    began = time.perf_counter()
-    results = {name: [] for name in ARMS}
-    for seed in range(count):
-        for name, arm in ARMS.items():
+    """Measure the arms over ``count`` seeds from 0; write two_step.md as soon as the first three are there."""
+    results = {}
+    for name, arm in ARMS.items():
+        results[name] = []
+        for seed in range(count):
             results[name].append(measure(folder, seed, arm))
-            print(f"seed {seed}: {name}: {results[name][-1]:.2f}", flush=True)
+            print(f"{name}, seed {seed}: {results[name][-1]:.2f}", flush=True)
+        if len(results) >= 3:
+            Path(__file__).with_suffix(".md").write_text("\n".join(page(results, count, threads)) + "\n")
+
+
+def page(results, count, threads):
+    """Return the lines of two_step.md."""
     machine = f"{platform.machine()}, {threads} thread, torch {torch.__version__}"
-    minutes = (time.perf_counter() - began) / 60
     two, teacher = "1-bit, two steps, teacher", "full precision"
-    lines = [
+    others = [name for name in results if name not in (two, teacher)]
+    return [
         "# Two steps with a teacher, on few images",
         "",
-        f"`python benchmarks/two_step.py --seeds {count}`: {machine}, {datetime.now(UTC):%Y-%m-%d}, {minutes:.0f} min.",
+        f"`python benchmarks/two_step.py --seeds {count}`: {machine}, {datetime.now(UTC):%Y-%m-%d}.",
         "",
         "scikit-learn's digits at 8 x 8 pixels with 10 training images a class; WRN22 16-16-32-64. Top-1 in % of the",
         "packed checkpoint on the same 450 test images, looked at once, at the end; the seed chooses weights, order",
@@ -148,11 +159,8 @@ def compare(folder, count, threads):
         "",
         "Differences seed by seed:",
         "",
-        paired(results, two, "1-bit, one step"),
-        paired(results, two, "1-bit, one step, teacher"),
-        paired(results, two, teacher),
+        *(paired(results, two, other) for other in (*others, teacher)),
     ]
-    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 def search(folder, seeds):
@@ -170,13 +178,15 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--work", type=Path, help="where the runs go and stay: a second call goes on there")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
+        work = args.work or Path(folder)
         if args.search:
-            search(Path(folder), range(100, 102))
+            search(work, range(100, 102))
         else:
-            compare(Path(folder), args.seeds, args.threads)
+            compare(work, args.seeds, args.threads)
 
 
 if __name__ == "__main__":
