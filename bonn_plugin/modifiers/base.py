@@ -101,6 +101,10 @@ class ModifierConfig(FrozenModel):
         """Yield (path within these settings, run) for each run of another recipe that must be there before."""
         yield from ()
 
+    def files(self) -> Iterator[tuple[Path, str]]:
+        """Yield (path within these settings, name) for each file or folder that must be there before."""
+        yield from ()
+
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
         """Yield (path within these settings, message) for what does not fit the rest of the recipe.
 

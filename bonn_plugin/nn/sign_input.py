@@ -45,7 +45,7 @@ class SignInput(ConvAttributes, nn.Module):
         """Give the layer a threshold per input channel, (C_in,).
 
         Its first value is the channel's mean over the first ``THRESHOLD_BATCHES`` training batches of all processes;
-        without ``from_input`` it is 0, as in ReActNet's RSign (ECCV 2020, Eq. 4).
+        without ``from_input`` it is 0, as in RSign of ReActNet (ECCV 2020).
         """
         self.threshold = nn.Parameter(self.weight.detach().new_zeros(self.geometry.in_channels))
         seen = 0 if from_input else THRESHOLD_BATCHES
