@@ -19,9 +19,8 @@ TRIES = 20
 """Places that are tried for a digit that may not hide another."""
 LARGEST_OVERLAP = 0.1
 """Of the smaller of two digits' boxes."""
-CONTRAST = (0.4, 0.7)
-"""Difference between a digit's ink and the photograph under it."""
-TINT = 0.15
+SHADE = 0.3
+"""Ink is within so much of black on light ground, and of white on dark ground, in each colour."""
 DENSER = 1.5
 """The scanned strokes are grey at their middle."""
 INK = 0.25
@@ -129,10 +128,7 @@ def _enlarged(digit: Pixels, side: int) -> Pixels:
 def _write(rng: Generator, place: Pixels, ink: Pixels) -> None:
     """Draw ink of a colour that stands out into a part of the canvas, (side, side, 3), in place."""
     under = float(np.average(place.mean(2), weights=ink))
-    contrast = rng.uniform(*CONTRAST)
-    if under + contrast > 1 or (under - contrast >= 0 and rng.random() < 0.5):
-        contrast = -contrast
-    colour = (under + contrast + rng.uniform(-TINT, TINT, 3)).clip(0, 1)
+    colour = rng.uniform(0, SHADE, 3) if under > 0.5 else rng.uniform(1 - SHADE, 1, 3)
     place += ink[:, :, None] * (colour - place)
 
 
