@@ -27,6 +27,7 @@ from bonn_plugin.recipe import recipe_model
 from bonn_plugin.train import DETECTIONS_PLOT, draw_detections
 from tests.conftest import randomize_norms
 from tests.small import Command
+from tests.test_detection import BINARY
 from tests.test_detection_data import write_voc
 
 DETECTORS = ("fcos", "fasterrcnn", "retinanet", "ssd")
@@ -332,7 +333,7 @@ def test_the_command_exports_verifies_and_evaluates_a_detector(bonn: Command, fo
 def test_bench_measures_a_detectors_backbone_and_says_so(bonn: Command, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     make_checkpoint(tmp_path / "run", make_recipe(args="{widths: [16, 16, 16], depths: [1, 1, 1]}", strides="[8, 16]"))
-    options = ["--seconds", "0.01", "--no-torch-compile", "--no-memory", "--batch", "2", "--out", tmp_path]
+    options = ["--seconds", "0.01", "--no-torch-compile", "--no-memory", "--batch", "1", "--out", tmp_path]
     done = bonn("bench", tmp_path / "run", *options)
     assert done.status == 0, done.err
     found = json.loads((tmp_path / "bench.json").read_text())
@@ -366,15 +367,35 @@ def test_a_detector_is_drawn_beside_the_truth(folder: Path, monkeypatch: pytest.
         assert {text.get_text() for text in axes[i].texts} == {"digit"}
         with torch.no_grad():
             found = load_packed(folder)([image])[0]
+        boxes, best = axes[6 + i].patches, found["scores"].argsort(descending=True)[:20]
+        assert [patch.get_xy() for patch in reversed(boxes)] == [
+            tuple(corner) for corner in found["boxes"][best, :2].tolist()
+        ]
         scores = [float(text.get_text().split()[-1]) for text in axes[6 + i].texts]
-        assert scores == [round(float(s), 2) for s in found["scores"].sort(descending=True).values[:20]]
-        places = [text.get_position() for text in axes[6 + i].texts]
-        assert len(set(places)) == len(places)
+        assert scores[0] == round(float(found["scores"].max()), 2)
+        assert scores == sorted(scores, reverse=True)
+        assert len(scores) >= 5
+    drawn[0].canvas.draw()
+    for one in axes:
+        labels = [text.get_window_extent() for text in one.texts]
+        whole = one.get_window_extent()
+        assert all(whole.x0 <= label.x0 and label.x1 <= whole.x1 + 1 for label in labels)
+        assert all(whole.y0 - 1 <= label.y0 and label.y1 <= whole.y1 + 1 for label in labels)
+        assert not any(a.overlaps(b) for k, a in enumerate(labels) for b in labels[:k])
 
 
-def test_the_report_draws_and_says_where_the_data_is_missing(
-    bonn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_of_a_run_draws_its_detections(bonn: Command, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("pycocotools")
+    (tmp_path / "r.yaml").write_text(BINARY)
+    assert bonn("compress", tmp_path / "r.yaml", "--out", "run", "--set", "training.epochs=1").status == 0
+    done = bonn("report", "run", "--plots", "--format", "json", "--set", "data.test=3")
+    assert (done.status, done.lines) == (0, [f"drawn: run/{DETECTIONS_PLOT}"])
+    assert (tmp_path / "run" / DETECTIONS_PLOT).read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "run" / "within_group_distance.png").exists()
+
+
+def test_pictures_without_the_data_say_where_it_is_missing(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     recipe = make_recipe(data=f"{{name: voc, root: {tmp_path / 'voc'}}}", classes=21, max_size=128)
     make_checkpoint(tmp_path / "run", recipe)

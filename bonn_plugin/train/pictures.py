@@ -102,8 +102,9 @@ def _draw(axes: Any, image: Tensor, boxes: Tensor, words: list[str], labels: Ten
     taken: list[tuple[float, float, float]] = []
     for (x1, y1, _, _), text, label in objects:
         box = {"facecolor": _colour(label), "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
-        x, y = _place(taken, x1 / width, y1 / height, letter * (len(text) + 1), line)
-        axes.text(x * width, y * height, text, fontsize=8, color="black", va="top", bbox=box)
+        place = _place(taken, x1 / width, y1 / height, letter * (len(text) + 1), line)
+        if place is not None:
+            axes.text(place[0] * width, place[1] * height, text, fontsize=8, color="black", va="top", bbox=box)
 
 
 def _colour(label: int) -> str:
@@ -112,12 +113,17 @@ def _colour(label: int) -> str:
 
 def _place(
     taken: list[tuple[float, float, float]], x: float, y: float, length: float, line: float
-) -> tuple[float, float]:
-    """Return where a label of a box begins that hides no earlier one, as shares of the picture; and note it."""
+) -> tuple[float, float] | None:
+    """Return where a label of a box begins, as shares of the picture, and note it.
+
+    It hides no earlier one: it goes down to the next free line, and is left out (None) where there is none.
+    """
     x = max(0.01, min(x, 1 - length))
     y = y - line if y > line else y + 0.01
-    while any(abs(y - other) < line and x < end and begin < x + length for begin, end, other in taken) and y < 1:
+    while any(abs(y - other) < line and x < end and begin < x + length for begin, end, other in taken):
         y += line
+    if y > 1 - line:
+        return None
     taken.append((x, x + length, y))
     return x, y
 
