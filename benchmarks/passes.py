@@ -23,11 +23,12 @@ from typing import Any
 import torch
 
 from bonn_plugin import ledger, load_packed, load_recipe, parse_recipe, save_packed
-from bonn_plugin.checkpoint import WEIGHTS
+from bonn_plugin.checkpoint import WEIGHTS, load_state
 from bonn_plugin.recipe import Recipe, recipe_model
 from bonn_plugin.report import Rule, float32_file_bytes
 from bonn_plugin.session import Session
 from bonn_plugin.train import Runner
+from bonn_plugin.train.tasks import make_task
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "digits_wrn22_16.yaml"
 REST = r"targets: [conv1, 're:layer[23]\.0\.shortcut', fc], expect: 4"
@@ -77,7 +78,7 @@ def main() -> None:
             seed = recipe.training.seed
             if any((row["recipe"], row["seed"]) == (recipe.name, seed) for row in rows):
                 continue
-            found = measure(recipe, run, args.out / recipe.name / f"seed{seed}")
+            found = measure(recipe, run, args.out / recipe.name / f"seed{seed}", given=bool(args.runs))
             with results.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in found)
             rows += found
@@ -103,19 +104,26 @@ def names(rows: list[dict[str, Any]]) -> list[str]:
     return sorted({row["recipe"] for row in rows}, key=lambda name: (name != RECIPE.stem, name))
 
 
-def measure(recipe: Recipe, run: Path, folder: Path) -> list[dict[str, Any]]:
-    """Train once, or take up the run where it stands, and convert in every way."""
+def measure(recipe: Recipe, run: Path, folder: Path, *, given: bool) -> list[dict[str, Any]]:
+    """Train once, or take a given run's weights, and convert in every way."""
     cpu = torch.device("cpu")
-    runner = Runner(recipe, run, cpu, Quiet())
-    runner.train(resume=(run / "training" / "state.pt").exists())
-    trained = runner.model.eval()
+    state = run / "training" / "state.pt"
+    if given:
+        task = make_task(recipe)
+        trained = Session(recipe, 1).prepare(task.build())
+        trained.load_state_dict(load_state(state)["model"])
+    else:
+        runner = Runner(recipe, run, cpu, Quiet())
+        runner.train(resume=state.exists())
+        task, trained = runner.task, runner.model
+    trained.eval()
     rows = []
     for name, modifiers in WAYS.items():
         changed = with_modifiers(recipe, modifiers)
         session = Session(changed, 1)
         session.prepare(recipe_model(changed)).load_state_dict(trained.state_dict())
         place = folder / name.replace(" ", "_").replace(",", "")
-        save_packed(session.convert(runner.task.calibration), place, changed)
+        save_packed(session.convert(task.calibration), place, changed)
         packed = load_packed(place)
         book = ledger(packed)
         size = (place / WEIGHTS).stat().st_size
@@ -123,10 +131,10 @@ def measure(recipe: Recipe, run: Path, folder: Path) -> list[dict[str, Any]]:
             {
                 "recipe": recipe.name,
                 "seed": recipe.training.seed,
-                "samples": runner.task.sizes[1],
+                "samples": task.sizes[1],
                 "way": name,
-                "top1": runner.task.measure(packed, cpu)["test_top1"],
-                "trained": runner.task.measure(trained, cpu)["test_top1"],
+                "top1": task.measure(packed, cpu)["test_top1"],
+                "trained": task.measure(trained, cpu)["test_top1"],
                 "bits": sum(entry.needed_bits for entry in book.entries),
                 "rate": book.rate(Rule.PARAMETERS),
                 "rate_with_scales": book.rate(Rule.WITH_SCALES),

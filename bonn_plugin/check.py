@@ -1,13 +1,19 @@
-"""What a recipe would do, without training: layers, windows, and the compression rate to expect."""
+"""What a recipe would do, without training: layers, windows, and the compression rate to expect.
+
+Or what ``binarize`` alone would do to any network of timm.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from bonn_plugin.errors import ModelError, one_line
+from bonn_plugin.models import build_model, build_outline
 from bonn_plugin.modifiers import (
     Binarize,
     InputSigns,
@@ -17,18 +23,34 @@ from bonn_plugin.modifiers import (
     WindowConfig,
     left_alone,
     probe_input_signs,
+    select_convolutions,
 )
-from bonn_plugin.nn import SignConv2d, SignInput
+from bonn_plugin.nn import ConvGeometry, PackedConv2d, SignConv2d, SignInput, replace_module
+from bonn_plugin.nn.inputs import image_channels, image_size
 from bonn_plugin.nn.operations import Macs, count_macs
-from bonn_plugin.recipe import Recipe
+from bonn_plugin.recipe import Recipe, parse_recipe
 from bonn_plugin.report.ledger import Ledger, ledger
 from bonn_plugin.report.merging import Unmerged, unmerged
 from bonn_plugin.session import Session
 
+LARGEST_RUN = 200_000_000
+"""Parameters of the largest network that ``forecast_model`` builds; of a larger one it sees the shapes alone."""
+
+_MODEL_RECIPE = """version: 1
+name: model
+model: {{name: {name}, num_classes: {num_classes}}}
+data: {{name: imagefolder, root: ., crop: {crop}}}
+training: {{epochs: 1, batch_size: 1, optimizer: {{name: sgd, lr: 0.1}}}}
+modifiers: [{{type: binarize}}]
+"""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution that would be binarised; ``signs`` are what it sees of random images, None if unreached."""
+    """A convolution that would be binarised; ``signs`` are what it sees of random images, None if unreached.
+
+    ``outlined`` where the network was not run.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -36,6 +58,7 @@ class Layer:
     threshold: bool
     real_weights: bool = False
     activation: str | None = None
+    outlined: bool = False
 
     @property
     def remark(self) -> str:
@@ -48,6 +71,8 @@ class Layer:
 
     @property
     def _input(self) -> str:
+        if self.outlined:
+            return "not looked at: the network is too large to run here"
         if self.signs is None:
             return "not reached by the forward pass"
         if not self.signs.one_sign:
@@ -88,16 +113,21 @@ class Forecast:
     merged: Unmerged | None
 
 
-def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
+def forecast(recipe: Recipe, model: nn.Module, size: tuple[int, int] | None = None) -> Forecast:
     """Prepare and convert ``model`` as the recipe says, and look at what came of it.
+
+    Args:
+        recipe: what to do.
+        model: in full precision; changed.
+        size: (H, W) of the images; None for the recipe's.
 
     Raises:
         ModelError: recipe and model do not fit.
     """
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    height, width = size or (recipe.data.image_size, recipe.data.image_size)
+    channels = image_channels(model, recipe.model.args, (height, width))
     generator = torch.Generator().manual_seed(0)
-    size = recipe.data.image_size
-    example = torch.randn(1, channels, size, size, generator=generator)
+    example = torch.randn(1, channels, height, width, generator=generator)
     parameters = sum(p.numel() for p in model.parameters())
     before = sum(count_macs(model, example).values(), Macs())
     session = Session(recipe, 1)
@@ -120,7 +150,7 @@ def forecast(recipe: Recipe, model: nn.Module) -> Forecast:
                 replaced.get(name),
             )
         )
-    alone = tuple(left_alone(model))
+    alone = tuple(left_alone(model, example))
     for modifier in session.modifiers:
         modifier.foresee()
     packed = session.forecast(example)
@@ -147,3 +177,48 @@ def _passed(session: Session) -> Iterator[Passed]:
     for modifier in session.modifiers:
         if isinstance(modifier, RestModifier):
             yield from (Passed(name, modifier.config.type) for name in modifier.names)
+
+
+def forecast_model(name: str, num_classes: int, size: tuple[int, int] | None = None) -> Forecast:
+    """Look at what ``binarize`` without selectors makes of a network of timm, with random weights.
+
+    A network of more than ``LARGEST_RUN`` parameters is not built: the answer comes from its shapes.
+
+    Args:
+        name: in timm's registry.
+        num_classes: outputs of the classifier.
+        size: (H, W) of the images; None for what timm states.
+
+    Raises:
+        ModelBuildError: timm knows no such network.
+        ModelError: it has no convolution to binarise, or does not take images of this size.
+    """
+    outline = build_outline(name, num_classes)
+    height, width = size or image_size(outline)
+    try:
+        chosen = select_convolutions(outline, None)
+        if sum(p.numel() for p in outline.parameters()) > LARGEST_RUN:
+            return _outlined(outline, chosen, (height, width))
+        recipe = parse_recipe(_MODEL_RECIPE.format(name=json.dumps(name), num_classes=num_classes, crop=height))
+        return forecast(recipe, build_model(name, num_classes, {}), (height, width))
+    except ModelError as error:  # without the place in a recipe that nobody wrote
+        plain = error.__cause__ if isinstance(error.__cause__, ModelError) else error
+        raise ModelError(f"{name}: {plain}") from error
+
+
+def _outlined(model: nn.Module, chosen: Mapping[str, nn.Conv2d], size: tuple[int, int]) -> Forecast:
+    """Forecast from a model on the meta device; changes it."""
+    example = torch.empty(1, image_channels(model, {}, size), *size, device="meta")
+    parameters = sum(p.numel() for p in model.parameters())
+    try:
+        before = sum(count_macs(model, example).values(), Macs())
+        layers = []
+        with torch.device("meta"):
+            for name, conv in chosen.items():
+                geometry = ConvGeometry.of(conv)
+                layers.append(Layer(name, geometry.weight_shape, None, False, outlined=True))
+                replace_module(model, name, PackedConv2d(geometry, bias=conv.bias is not None))
+        after = sum(count_macs(model, example).values(), Macs())
+    except Exception as error:
+        raise ModelError(f"it is too large to run here, and its shapes alone do not do: {one_line(error)}") from error
+    return Forecast(tuple(layers), tuple(left_alone(model)), (), (), parameters, ledger(model), before, after, None)

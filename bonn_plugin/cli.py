@@ -17,6 +17,7 @@ from rich.table import Table
 from bonn_plugin.errors import BonnError, Followed
 
 if TYPE_CHECKING:  # torch and timm take seconds to import: not for a help text or a typo
+    from bonn_plugin.check import Forecast
     from bonn_plugin.recipe import Recipe
     from bonn_plugin.train import Runner
 
@@ -130,14 +131,30 @@ def compress(
 
 @app.command()
 def check(
-    recipe: RecipeName,
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe, as in `bonn compress`.")] = None,
     overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="Instead of a recipe: any network of timm, by name.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=2, help="With --model: outputs; default 1000.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="With --model: default what timm states.")] = None,
 ) -> None:
     """Show what a recipe would do: layers, windows, the compression rate to expect. No training."""
-    from bonn_plugin.check import forecast
+    from bonn_plugin.check import forecast, forecast_model
     from bonn_plugin.recipe import earlier_recipes, recipe_model
     from bonn_plugin.report import Rule
 
+    if (recipe is None) == (model is None):
+        raise BonnError("bonn check needs a recipe or --model NAME" + ("" if model is None else ", not both"))
+    if model is not None:
+        if overrides:
+            raise BonnError("--set changes a recipe; with --model there is none")
+        seen = forecast_model(model, num_classes or 1000, None if size is None else _size(size))
+        console.print(f"{model}: {seen.parameters:,} parameters", markup=False)
+        _show(seen, None)
+        return
+    assert recipe is not None
+    for option, value in (("--num-classes", num_classes), ("--size", size)):
+        if value is not None:
+            raise BonnError(f"{option} goes with --model; a recipe states its own")
     loaded = _load(recipe, overrides)
     for earlier in earlier_recipes(loaded):
         rate = forecast(earlier, recipe_model(earlier)).book.rate()
@@ -148,35 +165,7 @@ def check(
         )
     seen = forecast(loaded, recipe_model(loaded))
     console.print(f"{loaded.name}: {loaded.model.name}, {seen.parameters:,} parameters", markup=False)
-    table = Table("layer", "weight", "input", title="binarised", title_justify="left")
-    for layer in seen.layers:
-        table.add_row(layer.name, " x ".join(map(str, layer.shape)), layer.remark)
-    console.print(table)
-    alone = Table("convolution", "why", title="left in full precision", title_justify="left")
-    for left in seen.left_alone:
-        alone.add_row(left.name, left.reason)
-    console.print(alone)
-    windows = Table("modifier", "epochs", "", title=f"over {loaded.training.epochs} epochs", title_justify="left")
-    for window in seen.windows:
-        windows.add_row(
-            window.type, f"{window.epochs.start} to {window.epochs.stop}", _bar(window.epochs, loaded.training.epochs)
-        )
-    console.print(windows)
-    if seen.passed:
-        passed = Table("layer", "pass", title="after the training", title_justify="left")
-        for layer_name, kind in ((row.name, row.type) for row in seen.passed):
-            passed.add_row(layer_name, kind)
-        console.print(passed)
-    for rule in Rule:
-        console.print(f"compression rate by {rule}: {seen.book.rate(rule):.2f}")
-    console.print(f"tensors on disk: about {seen.book.written_bytes:,} bytes, float32 {4 * seen.parameters:,}")
-    console.print(f"OPs for one image: {seen.after.ops:.3e} (float32 {seen.before.ops:.3e})")
-    if seen.merged:
-        total = seen.merged.total
-        console.print(
-            f"filters: {total.outputs:,}, merged to {total.stored:,}; without merging the rate by {Rule.PARAMETERS} "
-            f"is {seen.merged.book.rate():.2f}, OPs {seen.merged.macs.ops:.3e}"
-        )
+    _show(seen, loaded.training.epochs)
 
 
 @app.command()
@@ -357,6 +346,40 @@ def _quiet() -> None:
     import warnings
 
     warnings.filterwarnings("ignore", module="torch.utils.data", message=".*pin_memory.*")
+
+
+def _show(seen: Forecast, epochs: int | None) -> None:
+    """Print a forecast; with the windows of its modifiers in so many epochs."""
+    from bonn_plugin.report import Rule
+
+    table = Table("layer", "weight", "input", title="binarised", title_justify="left")
+    for layer in seen.layers:
+        table.add_row(layer.name, " x ".join(map(str, layer.shape)), layer.remark)
+    console.print(table)
+    alone = Table("convolution", "why", title="left in full precision", title_justify="left")
+    for left in seen.left_alone:
+        alone.add_row(left.name, left.reason)
+    console.print(alone)
+    if epochs is not None:
+        windows = Table("modifier", "epochs", "", title=f"over {epochs} epochs", title_justify="left")
+        for window in seen.windows:
+            windows.add_row(window.type, f"{window.epochs.start} to {window.epochs.stop}", _bar(window.epochs, epochs))
+        console.print(windows)
+    if seen.passed:
+        passed = Table("layer", "pass", title="after the training", title_justify="left")
+        for row in seen.passed:
+            passed.add_row(row.name, row.type)
+        console.print(passed)
+    for rule in Rule:
+        console.print(f"compression rate by {rule}: {seen.book.rate(rule):.2f}")
+    console.print(f"tensors on disk: about {seen.book.written_bytes:,} bytes, float32 {4 * seen.parameters:,}")
+    console.print(f"OPs for one image: {seen.after.ops:.3e} (float32 {seen.before.ops:.3e})")
+    if seen.merged:
+        total = seen.merged.total
+        console.print(
+            f"filters: {total.outputs:,}, merged to {total.stored:,}; without merging the rate by {Rule.PARAMETERS} "
+            f"is {seen.merged.book.rate():.2f}, OPs {seen.merged.macs.ops:.3e}"
+        )
 
 
 def _load(name: str, overrides: list[str] | None) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
@@ -44,9 +44,11 @@ def make_scheduler(config: TrainingConfig, optimizer: Optimizer, steps_per_epoch
         "t_in_epochs": False,
         "warmup_prefix": False,
     }
+    final = config.optimizer.lr * schedule.final_lr
     if schedule.name == "cosine":
-        final = config.optimizer.lr * schedule.final_lr
         return CosineLRScheduler(optimizer, total - warmup, lr_min=final, **{**common, "warmup_prefix": True})
+    if schedule.name == "linear":
+        return PolyLRScheduler(optimizer, total - warmup, 1.0, lr_min=final, **{**common, "warmup_prefix": True})
     if schedule.name == "step":
         assert schedule.every is not None
         return StepLRScheduler(optimizer, schedule.every * steps_per_epoch, schedule.gamma, **common)

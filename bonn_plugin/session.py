@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from bonn_plugin.errors import ModelError, SessionError
 from bonn_plugin.modifiers import Batch, Clock, ConvertContext, LossTerms, Modifier, PrepareContext, make_modifier
+from bonn_plugin.nn.inputs import image_channels
+from bonn_plugin.nn.modes import forget_cached
 from bonn_plugin.recipe import Recipe
 from bonn_plugin.teacher import TeacherLoader
 
@@ -274,6 +276,7 @@ class Session:
     def detached(self) -> Iterator[None]:
         """Take the hooks out of the model while the context is open: for who copies it."""
         self._detach()
+        forget_cached(self.model)
         try:
             yield
         finally:
@@ -388,6 +391,7 @@ class Session:
         if first is None:
             return None
         size = self.recipe.data.image_size
+        channels = image_channels(model, self.recipe.model.args, (size, size))
         generator = torch.Generator().manual_seed(0)
-        example = torch.randn(2, first.in_channels, size, size, generator=generator)
+        example = torch.randn(2, channels, size, size, generator=generator)
         return example.to(first.weight)

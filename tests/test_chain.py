@@ -180,3 +180,38 @@ def test_a_recipe_from_text_looks_for_the_earlier_one_in_the_current_folder(reci
     recipe = parse_recipe(SECOND)
     assert [r.name for r in earlier_recipes(recipe)] == ["first"]
     Session(recipe, 1)
+
+
+def test_a_teacher_that_is_missing_is_told_before_the_first_run_trains(recipes, bonn):
+    teacher = "  - {type: distill, teacher: {name: resnet18, weights: nowhere.safetensors}}\n"
+    (recipes / "second.yaml").write_text(SECOND + teacher)
+    done = bonn("compress", "second.yaml")
+    assert done.lines == ["second.yaml:11:56: nowhere.safetensors: No such file or directory"]
+    assert not (recipes / "runs").exists()
+
+
+def test_everything_before_and_after_binarising_goes_into_one_recipe(recipes, bonn):
+    text = (
+        SECOND.partition("modifiers:")[0].replace("second", "all")
+        + """modifiers:
+  - {type: channel_prune, ratio: 0.25}
+  - {type: binarize, threshold: always}
+  - {type: kernel_loss, lambda: 1e-3, nu: 1e-3}
+  - {type: distill, teacher: {recipe: first}, task_weight: 0.5}
+  - {type: magnitude_prune, sparsity: 0.5}
+  - {type: filter_merge, keep: 0.5}
+"""
+    )
+    (recipes / "all.yaml").write_text(text)
+    assert "before it: first" in bonn("check", "all.yaml").out
+    done = bonn("compress", "all.yaml")
+    assert done.status == 0, done.err
+    assert done.out.count("first: packed in runs/first") == 1, "start and teacher are one run"
+    report = json.loads((recipes / "runs/all/report.json").read_text())
+    assert report["accuracy"]["identical_logits"]
+    assert {row["after"] for row in report["pruned"]} == {6}
+    assert "sparsity mask" in {row["role"] for row in report["roles"]}
+    assert report["merging"]
+    assert bonn("verify", "runs/all").status == 0
+    record = json.loads((recipes / "runs/all/training/metrics.jsonl").read_text().splitlines()[-1])
+    assert {"task", "kernel", "distill"} <= set(record["loss"])

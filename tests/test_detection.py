@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from bonn_plugin import Recipe, load_packed, load_recipe, parse_recipe
 from bonn_plugin.checkpoint import load_state
+from bonn_plugin.cli import main
 from bonn_plugin.data.targets import Annotation, Target, make_target
 from bonn_plugin.errors import CheckpointError, DataError, ModelError
 from bonn_plugin.report import Report
 from bonn_plugin.shipped import find_recipe
 from bonn_plugin.train import STATE, Detection, Runner, equal_detections, mean_average_precision
-from tests.small import Command
+from tests.small import Command, run_ranks
 from tests.test_detection_data import write_coco, write_voc
 from tests.test_train import Lines
 
@@ -156,28 +155,6 @@ def test_an_image_that_came_twice_counts_once() -> None:
     assert mean_average_precision([*found, *found[:3]], [*targets, *targets[:3]]) == once
 
 
-def _measure_apart(rank: int, store: str, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    found, targets = guesses(0, True)
-    share = slice(0, 9) if rank == 0 else slice(7, 12)  # of unequal size, with two images twice
-    Path(f"{out}{rank}").write_text(json.dumps(mean_average_precision(found[share], targets[share])))
-    dist.destroy_process_group()
-
-
-def test_processes_with_unequal_shares_measure_the_whole(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bonn_plugin.train", "bonn_plugin.cli", "sklearn.datasets", "pytest"])
-    args = (str(tmp_path / "store"), str(tmp_path / "scores"))
-    processes = [context.Process(target=_measure_apart, args=(rank, *args)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    wanted = mean_average_precision(*guesses(0, True))
-    assert [json.loads((tmp_path / f"scores{rank}").read_text()) for rank in range(2)] == [wanted, wanted]
-
-
 def test_where_there_is_nothing_to_find_there_is_no_measurement() -> None:
     nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
     assert set(mean_average_precision([nothing], [make_target([], 0)]).values()) == {-1.0}
@@ -226,7 +203,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(folder: Path, tmp_
     recipe = parse_recipe((folder / "recipe.yaml").read_text())
     first = Runner(recipe, tmp_path, CPU, Lines())
     epoch = first._epoch
-    first._epoch = lambda e: epoch(e) if e < 1 else (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore
+    first._epoch = lambda e, *a: epoch(e, *a) if e < 1 else (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore
     with pytest.raises(KeyboardInterrupt):
         first.train(resume=False)
     torch.manual_seed(99)
@@ -298,6 +275,23 @@ def test_without_pycocotools_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(DataError, match=r"pip install 'bonn_plugin\[detection\]'"):
         Detection(parse_recipe(REAL))
+
+
+def compress_in_each() -> None:
+    sys.argv = ["bonn", "compress", "recipe.yaml", "--out", "run", "--device", "cpu"]
+    main()
+
+
+def test_two_processes_train_a_detector_and_measure_every_image_once(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(BINARY.replace("test: 12", "test: 13"))  # 7 for the one, 6 for the other
+    ended = run_ranks(compress_in_each, ranks=2, cwd=tmp_path)
+    assert [one.status for one in ended] == [0, 0], [one.err for one in ended]
+    records = [json.loads(line) for line in (tmp_path / "run" / "training" / "metrics.jsonl").read_text().splitlines()]
+    report = Report.model_validate_json((tmp_path / "run" / "report.json").read_bytes())
+    assert report.accuracy is not None
+    assert len(records) == 2
+    assert records[-1]["test_map"] == pytest.approx(report.accuracy.trained_map, abs=1e-3)
+    assert report.accuracy.identical_detections
 
 
 # --- folders in the formats of VOC and COCO ------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over the batch.
 
-    With T = 1 its gradient is that of ReActNet's distributional loss (ECCV 2020, Eq. 7), which leaves the
+    With T = 1 its gradient is that of ReActNet's distributional loss (ECCV 2020), which leaves the
     teacher's entropy out; T^2 keeps the gradient's scale (Hinton et al. 2015, section 2).
 
     Args:

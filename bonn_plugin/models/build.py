@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+import torch
 from timm.models import is_model, list_models
 from torch import nn
 
@@ -39,3 +40,13 @@ def build_model(name: str, num_classes: int, args: Mapping[str, Any]) -> nn.Modu
     except Exception as error:
         text = " ".join(str(error).split())
         raise ModelBuildError(f"{name} can't be built with args {dict(args)}: {text}", "args") from error
+
+
+def build_outline(name: str, num_classes: int, args: Mapping[str, Any] | None = None) -> nn.Module:
+    """Return ``build_model(name, num_classes, args)`` on the meta device: shapes without values, and no memory.
+
+    Raises:
+        ModelBuildError: as ``build_model``.
+    """
+    with torch.device("meta"):
+        return build_model(name, num_classes, args or {})

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bonn_plugin.errors import ModelError, one_line
+from bonn_plugin.errors import ModelError
+from bonn_plugin.nn.modes import run_once
 
 _ACTIVATIONS = frozenset(
     (
@@ -33,7 +34,6 @@ class Following:
     channels: int
 
 
-@torch.no_grad()
 def following_activations(model: nn.Module, convolutions: Sequence[str], example: Tensor) -> dict[str, Following]:
     """Return for each of ``convolutions`` the activation that follows it.
 
@@ -70,19 +70,11 @@ def following_activations(model: nn.Module, convolutions: Sequence[str], example
 
     handles += [on_convolution(name) for name in convolutions]
     handles += [on_activation(n, m) for n, m in model.named_modules() if type(m).__name__ in _ACTIVATIONS]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        model(example)
-    except Exception as error:
-        raise ModelError(
-            f"the model does not take an input of shape {tuple(example.shape)}: {one_line(error)}"
-        ) from error
+        run_once(model, example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     widths: dict[str, int] = {}
     for name in convolutions:
         if name not in found:

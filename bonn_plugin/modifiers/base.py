@@ -92,13 +92,18 @@ class ModifierConfig(FrozenModel):
             if needed not in types:
                 yield f"{self.type} needs a {needed} before it in the list: {reason}"
         if self.stage is not None:
-            for config in before:
-                if config.stage is not None and config.stage > self.stage and self.type not in config.needs:
+            for i, config in enumerate(before):
+                told = self.type in config.needs and self.type not in types[:i]  # by that one, which misses it
+                if config.stage is not None and config.stage > self.stage and not told:
                     yield f"{self.type} must stand before {config.type} in the list: {self.stage.reason}"
                     return
 
     def runs(self) -> Iterator[tuple[Path, RunOf]]:
         """Yield (path within these settings, run) for each run of another recipe that must be there before."""
+        yield from ()
+
+    def files(self) -> Iterator[tuple[Path, str]]:
+        """Yield (path within these settings, name) for each file or folder that must be there before."""
         yield from ()
 
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:

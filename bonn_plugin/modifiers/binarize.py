@@ -26,6 +26,7 @@ from bonn_plugin.modifiers.base import (
 )
 from bonn_plugin.modifiers.select import select_convolutions, selector_problem
 from bonn_plugin.nn import BinaryConv2d, RPReLU, SignConv2d, SignInput, replace_module
+from bonn_plugin.nn.modes import run_once
 
 Threshold = Literal["auto", "always", "never"]
 
@@ -96,7 +97,7 @@ class Binarize(Modifier[BinarizeConfig]):
     def prepare(self, model: nn.Module, context: PrepareContext) -> None:
         """Swap the selected convolutions; see ``Modifier.prepare``."""
         config = self.config
-        convolutions = select_convolutions(model, config.targets, config.expect)
+        convolutions = select_convolutions(model, config.targets, config.expect, context.example_input)
         if config.threshold == "auto" and context.example_input is None:
             raise ModelError(
                 "threshold 'auto' needs a look at the activations: pass example_inputs, or set 'always' or 'never'",
@@ -136,7 +137,6 @@ class Binarize(Modifier[BinarizeConfig]):
             replace_module(model, name, layer.pack())
 
 
-@torch.no_grad()
 def probe_input_signs(model: nn.Module, names: tuple[str, ...], example: Tensor) -> dict[str, InputSigns]:
     """Return what reaches the named modules when ``model`` sees ``example``, (B, C, H, W), in eval mode.
 
@@ -149,20 +149,17 @@ def probe_input_signs(model: nn.Module, names: tuple[str, ...], example: Tensor)
 
     def watch(name: str) -> torch.utils.hooks.RemovableHandle:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            signs[name] = InputSigns(float(args[0].min()), float(args[0].max()))
+            seen = InputSigns(float(args[0].min()), float(args[0].max()))
+            if name in signs:  # a convolution may be called more than once
+                seen = InputSigns(min(seen.minimum, signs[name].minimum), max(seen.maximum, signs[name].maximum))
+            signs[name] = seen
 
         return model.get_submodule(name).register_forward_pre_hook(hook)
 
     handles = [watch(name) for name in names]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        model(example)
-    except Exception as error:
-        raise ModelError(f"the model does not take an input of shape {tuple(example.shape)}: {error}") from error
+        run_once(model, example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return signs

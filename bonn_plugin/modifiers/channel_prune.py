@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -22,6 +22,7 @@ from bonn_plugin.modifiers.base import (
 )
 from bonn_plugin.modifiers.layers import real_layers, select_layers
 from bonn_plugin.modifiers.select import selector_problem
+from bonn_plugin.nn.modes import evaluating
 from bonn_plugin.nn.resize import note_unpruned, own_tensors, size_of
 
 
@@ -145,15 +146,11 @@ def _ignored(model: nn.Module, selectors: tuple[str, ...]) -> list[nn.Module]:
 
 @torch.no_grad()
 def _output_shape(model: nn.Module, example: torch.Tensor) -> tuple[int, ...]:
-    modes: Mapping[nn.Module, bool] = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        output = model(example)
+        with evaluating(model):
+            output = model(example)
     except Exception as error:
         raise ModelError(f"the network does not take its input: {one_line(error)}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return tuple(output.shape) if isinstance(output, torch.Tensor) else ()
 
 

@@ -1,6 +1,6 @@
 """``distill``: the network learns the logits of a real-valued teacher.
 
-Hinton et al. 2015; as the distributional loss of ReActNet (ECCV 2020), section 4.3.
+Hinton et al. 2015; as the distributional loss of ReActNet (ECCV 2020).
 """
 
 from __future__ import annotations
@@ -92,6 +92,13 @@ class DistillConfig(WindowConfig):
         """See ``ModifierConfig.runs``."""
         if isinstance(self.teacher, RunOf):
             yield ("teacher",), self.teacher
+
+    def files(self) -> Iterator[tuple[Path, str]]:
+        """See ``ModifierConfig.files``."""
+        if isinstance(self.teacher, FolderOf):
+            yield ("teacher", "folder"), self.teacher.folder
+        elif isinstance(self.teacher, TimmNetwork):
+            yield ("teacher", "weights"), self.teacher.weights
 
 
 @register_modifier("distill", DistillConfig)

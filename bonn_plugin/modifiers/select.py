@@ -5,13 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from bonn_plugin.errors import ModelError
+from bonn_plugin.modifiers.reach import WEIGHT_ELSEWHERE, misused
 from bonn_plugin.nn import ConvGeometry, PackedConv2d, SignInput, StoredSignConv2d
+from bonn_plugin.nn.inputs import IMAGE_CHANNELS
+
+_BINARISED = (SignInput, PackedConv2d, StoredSignConv2d)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ def selector_problem(selector: str) -> str | None:
 
 
 def select_convolutions(
-    model: nn.Module, targets: Sequence[str] | None, expect: int | None = None
+    model: nn.Module, targets: Sequence[str] | None, expect: int | None = None, example: Tensor | None = None
 ) -> dict[str, nn.Conv2d]:
     """Return the convolutions that ``targets`` select, by name, in the model's order.
 
@@ -51,17 +57,26 @@ def select_convolutions(
             the network's first nor depthwise; grouped ones count in. A network that names the part of it that is
             to be compressed, by an attribute ``compressible``, keeps None to that part.
         expect: how many must match.
+        example: (B, C, H, W); with it the model is run once, and a convolution whose weight is used besides is
+            refused where it is named and left alone where not, as is one that is not called.
 
     Raises:
-        ModelError: a selector matches nothing, or something that can't be binarised; the count is off.
+        ModelError: a selector matches nothing, or something that can't be binarised; the count is off; the model
+            does not take the example.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     if targets is None:
-        chosen = [name for name in modules if _default_reason(model, modules, name) is None]
+        alone = _reasons_by_default(model, modules)
+        chosen = [name for name in modules if name not in alone]
+        plain = {name: m for name in chosen if isinstance(m := modules[name], nn.Conv2d)}
+        if plain and example is not None:
+            found = misused(model, plain, example)
+            alone |= found
+            chosen = [name for name in chosen if name not in found]
         if not chosen:
             raise ModelError(
                 "no convolution is taken by default: none has a kernel larger than 1x1 and is neither the first "
-                "nor depthwise. Name some in 'targets'",
+                f"nor depthwise ({_count(modules, alone)}). Name some in 'targets'",
                 ("targets",),
             )
     else:
@@ -81,13 +96,17 @@ def select_convolutions(
     convolutions: dict[str, nn.Conv2d] = {}
     for name in chosen:
         module = modules[name]
-        if isinstance(module, (SignInput, PackedConv2d, StoredSignConv2d)):
+        if isinstance(module, _BINARISED):
             raise ModelError(f"{name} is binarised already: binarising a module twice is an error", ("targets",))
         reason = unfit_reason(module)
         if reason is not None:
             raise ModelError(f"{name} can't be binarised: {reason}", ("targets",))
         assert isinstance(module, nn.Conv2d)
         convolutions[name] = module
+    if targets is not None and example is not None:
+        for name, reason in misused(model, convolutions, example).items():
+            if reason == WEIGHT_ELSEWHERE:
+                raise ModelError(f"{name} can't be binarised: {reason}", ("targets",))
     return convolutions
 
 
@@ -100,14 +119,21 @@ def match_convolutions(model: nn.Module, selector: str) -> list[str]:
     return _match({name: module for name, module in model.named_modules() if name}, selector)
 
 
-def left_alone(model: nn.Module) -> list[LeftAlone]:
-    """Return every convolution that stays in full precision in ``model``, with the reason by default rules."""
+def left_alone(model: nn.Module, example: Tensor | None = None) -> list[LeftAlone]:
+    """Return every convolution that stays in full precision in ``model``, with the reason by default rules.
+
+    One-dimensional and transposed ones, and those of other classes than torch's, are among them.
+
+    Args:
+        model: the model, binarised.
+        example: (B, C, H, W); with it the model is run once, to find those that it does not use as convolutions.
+    """
     modules = {name: module for name, module in model.named_modules() if name}
-    return [
-        LeftAlone(name, _default_reason(model, modules, name) or "not selected")
-        for name, module in modules.items()
-        if isinstance(module, nn.Conv2d)
-    ]
+    reasons = _reasons_by_default(model, modules)
+    rest = {name: m for name, m in modules.items() if isinstance(m, nn.Conv2d) and name not in reasons}
+    if rest and example is not None:
+        reasons |= misused(model, rest, example)
+    return [LeftAlone(name, reasons.get(name, "not selected")) for name, m in modules.items() if _convolves(m)]
 
 
 def unfit_reason(module: nn.Module) -> str | None:
@@ -116,6 +142,10 @@ def unfit_reason(module: nn.Module) -> str | None:
         return f"it is a {type(module).__name__}, not a two-dimensional convolution"
     if type(module) is not nn.Conv2d:
         return f"it is a {type(module).__name__}, whose forward pass is its own"
+    if module._parameters.get("weight") is None:
+        return "its weight is computed from other tensors"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has hooks, which would be lost"
     try:
         ConvGeometry.of(module)
     except ValueError as error:
@@ -174,9 +204,7 @@ def match_names(
 
 
 def _match(modules: dict[str, nn.Module], selector: str) -> list[str]:
-    convolutions = [
-        name for name, m in modules.items() if isinstance(m, (nn.Conv2d, SignInput, PackedConv2d, StoredSignConv2d))
-    ]
+    convolutions = [name for name, m in modules.items() if isinstance(m, (nn.Conv2d, *_BINARISED))]
 
     def refusal(name: str) -> str:
         return f"{name} can't be binarised: {unfit_reason(modules[name])}"
@@ -184,21 +212,54 @@ def _match(modules: dict[str, nn.Module], selector: str) -> list[str]:
     return match_names(modules, selector, convolutions, "convolution", refusal)
 
 
-def _default_reason(model: nn.Module, modules: dict[str, nn.Module], name: str) -> str | None:
-    """Why the default leaves a module alone; None if it takes it."""
-    module = modules[name]
-    if isinstance(module, (SignInput, PackedConv2d, StoredSignConv2d)):
-        return None
-    if not isinstance(module, nn.Conv2d):
-        return "not a convolution"
-    first = next(n for n, m in modules.items() if isinstance(m, (nn.Conv2d, SignInput, PackedConv2d, StoredSignConv2d)))
-    if name == first:
-        return "the network's first convolution"
-    part = getattr(model, "compressible", "")
-    if part and not name.startswith(f"{part}."):
-        return f"outside of {part}"
+def _reasons_by_default(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return by name why the default leaves a module alone; those that it takes are left out."""
+    kinds = (nn.Conv2d, *_BINARISED)
+    first = next(((name, m) for name, m in modules.items() if isinstance(m, kinds)), None)
+    users = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
+    part: str = getattr(model, "compressible", "")
+    reasons: dict[str, str] = {}
+    for name, module in modules.items():
+        if isinstance(module, _BINARISED):
+            continue
+        if not isinstance(module, nn.Conv2d):
+            reasons[name] = unfit_reason(module) or ""
+            continue
+        assert first is not None
+        reason = _default_reason(module, first[1], users)
+        if name == first[0]:
+            reason = "the network's first convolution"
+        elif part and not name.startswith(f"{part}."):
+            reason = f"outside of {part}"
+        if reason is not None:
+            reasons[name] = reason
+    return reasons
+
+
+def _default_reason(module: nn.Conv2d, first: nn.Module, users: Mapping[int, int]) -> str | None:
+    """Why the default leaves a convolution alone that is not the first; None if it takes it."""
     if max(module.kernel_size) == 1:
         return "1x1"
     if module.groups > 1 and module.groups == module.in_channels:
         return "depthwise"
-    return unfit_reason(module)
+    if module.in_channels <= IMAGE_CHANNELS and module.in_channels == getattr(first, "in_channels", None):
+        return "it sees the image, as the first does"
+    reason = unfit_reason(module)
+    if reason is None and users[id(module.weight)] > 1:
+        return "another module has the same weight"
+    return reason
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a module is a convolution in full precision, of torch's kinds or another with a kernel and weights."""
+    if isinstance(module, _BINARISED):
+        return False
+    return isinstance(module, _ConvNd) or (
+        hasattr(module, "kernel_size") and bool(list(module.parameters(recurse=False)))
+    )
+
+
+def _count(modules: Mapping[str, nn.Module], reasons: Mapping[str, str]) -> str:
+    """Say how many convolutions are left alone for which reason."""
+    counts = Counter(reasons[name] for name, m in modules.items() if _convolves(m) and name in reasons)
+    return "; ".join(f"{reason}: {n}" for reason, n in counts.most_common()) or "it has none"

@@ -51,7 +51,9 @@ class BinaryConv2d(SignInput):
             self.add_threshold()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C_in, H, W) to (B, C_out, H', W')."""
+        """Convolve (B, C_in, H, W) to (B, C_out, H', W'); one image, (C_in, H, W), as ``nn.Conv2d`` does."""
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
         scale = self.modulation.detach().mean()
         a = scale_backward(self.input_signs(x), scale)
         s = sign_weight(self.latent_weight(), self.modulation)

@@ -86,6 +86,49 @@ class ConvGeometry:
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
 
+class ConvAttributes:
+    """What a network's own code may read of a convolution, such as ``conv.kernel_size``."""
+
+    geometry: ConvGeometry
+    padding_mode = "zeros"
+    transposed = False
+
+    @property
+    def in_channels(self) -> int:
+        """C_in."""
+        return self.geometry.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """C_out."""
+        return self.geometry.out_channels
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """(height, width), as are ``stride``, ``padding`` and ``dilation``."""
+        return self.geometry.kernel_size
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Step between two outputs."""
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros on both sides of each axis."""
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Spacing of the kernel's elements."""
+        return self.geometry.dilation
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution."""
+        return self.geometry.groups
+
+
 def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, (str, bytes)) or len(value) != 2:
         raise TypeError(f"{value!r} is not a pair")

@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from bonn_plugin.nn.modes import run_once
+
 BINARY_PER_REAL = 64
 """Binary operations that one instruction does: OPs = BOPs / 64 + FLOPs (Bi-Real Net, ECCV 2018, section 4.3)."""
 
@@ -44,6 +46,9 @@ def count_macs(model: nn.Module, example: Tensor) -> dict[str, Macs]:
 
     Convolutions, linear layers and modules that count themselves; everything else is left out, as in the
     literature's figures. The model is run once in eval mode.
+
+    Raises:
+        ModelError: it does not take the example.
     """
     counts: dict[str, Macs] = {}
 
@@ -80,12 +85,9 @@ def _watch(model: nn.Module, example: Tensor, see: Callable[[str, nn.Module, Ten
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear)) or hasattr(module, "macs")
     ]
-    training = model.training
-    model.eval()
     try:
-        model(example)
+        run_once(model, example)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bonn_plugin.functional import pack_signs, sign, unpack_signs
-from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.geometry import ConvAttributes, ConvGeometry
 from bonn_plugin.nn.operations import Macs
 from bonn_plugin.nn.storage import Filters, Role, StoredTensor, register_replacement
 
@@ -57,7 +57,7 @@ def _(
 
 
 @register_replacement("packed_conv2d")
-class PackedConv2d(nn.Module):
+class PackedConv2d(ConvAttributes, nn.Module):
     """w̄ * conv(sign(x - t), sign(X)) + bias from one bit a weight, equal filters stored and computed once.
 
     Exact, and no faster than a full-precision convolution: the signs are unpacked at each call. It
@@ -164,7 +164,9 @@ class PackedConv2d(nn.Module):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C_in, H, W) to (B, C_out, H', W')."""
+        """Convolve (B, C_in, H, W) to (B, C_out, H', W'); one image, (C_in, H, W), as ``nn.Conv2d`` does."""
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
         if self.threshold is not None:
             x = x - self.threshold.to(x.dtype)[:, None, None]
         g = self.geometry
@@ -208,6 +210,11 @@ class PackedConv2d(nn.Module):
         if factor is not None:
             weight = weight * factor[:, None, None, None]
         return weight * self.weight_scale
+
+    @property
+    def weight(self) -> Tensor:
+        """X̂, see ``dense_weight``: for code that reads the dtype, the device or the shape of ``conv.weight``."""
+        return self.dense_weight()
 
     @property
     def filters(self) -> Filters:

@@ -1,4 +1,4 @@
-"""ReActNet's activation: a PReLU whose kink is learned in both directions (ECCV 2020, Eq. 5)."""
+"""ReActNet's activation: a PReLU whose kink is learned in both directions (ECCV 2020)."""
 
 from __future__ import annotations
 

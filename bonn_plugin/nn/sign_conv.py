@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bonn_plugin.functional import Ste, sign
-from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.geometry import ConvAttributes, ConvGeometry
 from bonn_plugin.nn.operations import Macs
 from bonn_plugin.nn.sign_input import SignInput
 from bonn_plugin.nn.storage import Role, StoredTensor, register_replacement
@@ -31,7 +31,9 @@ class SignConv2d(SignInput):
         super().__init__(conv, ste, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C_in, H, W) to (B, C_out, H', W')."""
+        """Convolve (B, C_in, H, W) to (B, C_out, H', W'); one image, (C_in, H, W), as ``nn.Conv2d`` does."""
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
         y = self.geometry.convolve(self.input_signs(x), self.weight)
         return y if self.bias is None else y + self.bias[:, None, None]
 
@@ -53,7 +55,7 @@ class SignConv2d(SignInput):
 
 
 @register_replacement("sign_conv2d")
-class StoredSignConv2d(nn.Module):
+class StoredSignConv2d(ConvAttributes, nn.Module):
     """conv(sign(x - t), X) + bias in a checkpoint: ``weight`` float32, (C_out, C_in / groups, kh, kw).
 
     Args:

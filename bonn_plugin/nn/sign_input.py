@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from bonn_plugin.collective import mean_over_ranks
 from bonn_plugin.functional import Ste, binarize_activation
-from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.geometry import ConvAttributes, ConvGeometry
 
 THRESHOLD_BATCHES = 8
 """Training batches from which a learned threshold takes its first value."""
 
 
-class SignInput(nn.Module):
+class SignInput(ConvAttributes, nn.Module):
     """Takes the sign of its input, with a learned threshold per channel where it is given one.
 
     Args:
@@ -45,7 +45,7 @@ class SignInput(nn.Module):
         """Give the layer a threshold per input channel, (C_in,).
 
         Its first value is the channel's mean over the first ``THRESHOLD_BATCHES`` training batches of all processes;
-        without ``from_input`` it is 0, as in ReActNet's RSign (ECCV 2020, Eq. 4).
+        without ``from_input`` it is 0, as in RSign of ReActNet (ECCV 2020).
         """
         self.threshold = nn.Parameter(self.weight.detach().new_zeros(self.geometry.in_channels))
         seen = 0 if from_input else THRESHOLD_BATCHES

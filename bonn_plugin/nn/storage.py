@@ -177,19 +177,15 @@ def _own_tensors(module: nn.Module) -> Mapping[str, StoredTensor]:
     return own
 
 
-def get_submodule_parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that holds ``name`` and the last part of the name."""
-    parent, _, leaf = name.rpartition(".")
-    return model.get_submodule(parent), leaf
-
-
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` where ``model`` has the submodule ``name``, in the same training mode."""
-    parent, leaf = get_submodule_parent(model, name)
-    old = getattr(parent, leaf)
+    """Put ``new`` where ``model`` has the submodule ``name``, under its other names too, in the same training mode."""
+    old = model.get_submodule(name)
     new.train(old.training)
     hand_on(old, new)
-    setattr(parent, leaf, new)
+    for parent in list(model.modules()):
+        for leaf, child in list(parent._modules.items()):
+            if child is old:
+                setattr(parent, leaf, new)
 
 
 __all__ = [

@@ -54,7 +54,7 @@ class OptimizerConfig(FrozenModel):
 
 
 class ScheduleConfig(FrozenModel):
-    """A learning-rate schedule of timm, in whole epochs except ``cosine``, which moves with each step.
+    """A learning-rate schedule of timm, in whole epochs except ``cosine`` and ``linear``, which move with each step.
 
     Attributes:
         name: kind of schedule.
@@ -62,10 +62,10 @@ class ScheduleConfig(FrozenModel):
         gamma: factor of ``multistep`` and ``step``.
         every: epochs between the steps of ``step``.
         warmup_epochs: linear warm-up from a hundredth of the rate.
-        final_lr: where ``cosine`` ends, as a share of the learning rate.
+        final_lr: where ``cosine`` and ``linear`` end, as a share of the learning rate.
     """
 
-    name: Literal["constant", "multistep", "step", "cosine"] = "constant"
+    name: Literal["constant", "multistep", "step", "cosine", "linear"] = "constant"
     milestones: Annotated[tuple[Count, ...], Field(strict=False)] = ()
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     every: Count | None = None
@@ -74,7 +74,12 @@ class ScheduleConfig(FrozenModel):
 
     def problems(self, epochs: int) -> Iterator[tuple[Path, str]]:
         """Yield (path, message) for keys that this kind of schedule would ignore or can't use."""
-        used = {"multistep": {"milestones", "gamma"}, "step": {"every", "gamma"}, "cosine": {"final_lr"}}
+        used = {
+            "multistep": {"milestones", "gamma"},
+            "step": {"every", "gamma"},
+            "cosine": {"final_lr"},
+            "linear": {"final_lr"},
+        }
         allowed = {"name", "warmup_epochs"} | used.get(self.name, set())
         for key in sorted(self.model_fields_set - allowed):
             yield (key,), f"{key!r} has no meaning for schedule {self.name!r}"

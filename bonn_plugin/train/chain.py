@@ -11,7 +11,7 @@ import torch
 
 from bonn_plugin.checkpoint import CONFIG, RECIPE
 from bonn_plugin.errors import CheckpointError, TrainingError
-from bonn_plugin.recipe import Recipe, RecipeError, earlier_recipes, load_recipe
+from bonn_plugin.recipe import Problem, Recipe, RecipeError, earlier_recipes, load_recipe
 from bonn_plugin.train.runner import STATE, Progress, Runner
 from bonn_plugin.train.stop import StopRequest
 from bonn_plugin.train.world import World
@@ -79,7 +79,8 @@ def earlier_runs(recipe: Recipe, folder: Path) -> Iterator[EarlierRun]:
     """Return what must have run before ``recipe`` runs in ``folder``, in order.
 
     Raises:
-        RecipeError: a recipe of the chain can't be found or has mistakes.
+        RecipeError: a recipe of the chain can't be found or has mistakes, or something that no run of the chain
+            makes is not there: better told now than after the first run.
         CheckpointError: two runs would share a folder, or one holds the run of another recipe.
     """
     runs = [EarlierRun(earlier, folder.parent / earlier.name) for earlier in earlier_recipes(recipe)]
@@ -89,7 +90,21 @@ def earlier_runs(recipe: Recipe, folder: Path) -> Iterator[EarlierRun]:
                 f"{folder} is the folder of {run.recipe.name}, which {recipe.name} needs: choose another by --out"
             )
         run.finished  # noqa: B018 - raises where the folder holds something else
+    missing = [problem for each in (*(run.recipe for run in runs), recipe) for problem in _missing(each)]
+    if missing:
+        raise RecipeError(missing)
     return iter(runs)
+
+
+def _missing(recipe: Recipe) -> Iterator[Problem]:
+    names: list[tuple[tuple[str | int, ...], str]] = []
+    if isinstance(recipe.model.init_from, str):
+        names.append((("model", "init_from"), recipe.model.init_from))
+    for i, config in enumerate(recipe.modifiers):
+        names += [(("modifiers", i, *path), name) for path, name in config.files()]
+    for path, name in names:
+        if not Path(name).exists():
+            yield recipe.source.problem(path, f"{name}: No such file or directory")
 
 
 __all__ = ["EarlierRun", "earlier_runs"]

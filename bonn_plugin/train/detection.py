@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -155,27 +154,12 @@ def mean_average_precision(found: Sequence[Found], targets: Sequence[Target]) ->
     Ignored objects count as COCO's crowds do: what is found there is neither right nor wrong. Without any object to
     find each measurement is -1, as COCO has it.
 
-    Where several processes measure together each gives what it has, and all get the measurements of the whole. An
-    image whose ``image_id`` came before is left out: two of them may have been given it.
+    An image whose ``image_id`` came before is left out: of several processes two may have been given it.
 
     Args:
-        found: detections by image, on the CPU.
+        found: detections by image.
         targets: what is there, in the same order.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        return _measured(found, targets)
-    # torchmetrics' own gathering breaks where the processes have not the same number of images
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (list(found), list(targets)))
-    scores: list[Any] = [None]
-    if dist.get_rank() == 0:
-        scores[0] = _measured([one for part, _ in parts for one in part], [one for _, part in parts for one in part])
-    dist.broadcast_object_list(scores)
-    made: dict[str, float] = scores[0]
-    return made
-
-
-def _measured(found: Sequence[Found], targets: Sequence[Target]) -> dict[str, float]:
     from torchmetrics.detection import MeanAveragePrecision
 
     first = {int(target["image_id"]): i for i, target in reversed(list(enumerate(targets)))}
