@@ -97,6 +97,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--times-only", action="store_true", help="measure no memory")
     parser.add_argument("--memory-of", choices=list(KINDS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -111,8 +112,10 @@ def main():
             step()
             if turn >= 2:
                 times[kind].append(time.perf_counter() - began)
-    live = {kind: memory_of(kind, {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}) for kind in KINDS}
-    kept = {kind: memory_of(kind, dict(os.environ)) for kind in KINDS}
+    live = kept = {}
+    if not args.times_only:
+        live = {kind: memory_of(kind, {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}) for kind in KINDS}
+        kept = {kind: memory_of(kind, dict(os.environ)) for kind in KINDS}
 
     def ratio(a, b):
         return median(x / y for x, y in zip(times[a], times[b], strict=True))
@@ -123,13 +126,15 @@ def main():
         f"{args.threads} threads, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}"
     )
     for kind in KINDS:
-        print(
-            f"{kind}: median step {median(times[kind]):.3f} s, peak memory {live[kind]:.0f} MiB live, "
-            f"{kept[kind]:.0f} MiB as the allocator keeps it"
+        peak = (
+            f", peak memory {live[kind]:.0f} MiB live, {kept[kind]:.0f} MiB as the allocator keeps it" if live else ""
         )
+        print(f"{kind}: median step {median(times[kind]):.3f} s{peak}")
     print(f"step, kernel loss over none: {ratio(loss, plain):.3f}")
     print(f"step, 1-bit over full precision: {ratio(plain, full):.3f}")
     print(f"step, 1-bit with kernel loss over full precision: {ratio(loss, full):.3f}")
+    if not live:
+        return
     print(f"peak live memory, 1-bit with kernel loss over full precision: {live[loss] / live[full]:.3f}")
     print(f"the same with what the allocator keeps: {kept[loss] / kept[full]:.3f}")
 

@@ -25,6 +25,7 @@ from bonn_plugin.nn import BinaryConv2d
 from bonn_plugin.session import Session
 from bonn_plugin.train import STATE, Runner, Step, World, open_world
 from bonn_plugin.train.classification import Classification
+from bonn_plugin.train.detection import Detection
 from bonn_plugin.train.stepper import Stepper, Taken
 from bonn_plugin.train.world import launched
 from tests.small import Ended, run_child, run_ranks
@@ -60,8 +61,8 @@ def trace_in_double(text: str, out: str) -> None:
     def step_in_double(task: Classification, model: Any, batch: Any, device: torch.device) -> Step:
         return step(task, model, [batch[0].double(), batch[1]], device)
 
-    def prepare_in_double(session: Session, model: nn.Module) -> nn.Module:
-        prepared = prepare(session, model.double())
+    def prepare_in_double(session: Session, model: nn.Module, **more: Any) -> nn.Module:
+        prepared = prepare(session, model.double(), **more)
         for module in session.own_modules():
             module.double()
         return prepared
@@ -147,6 +148,54 @@ def test_two_processes_end_with_the_weights_of_one(traced: Path) -> None:
     one, two = (torch.load(traced / f"{name}.0.pt") for name in ("one", "two"))
     for name, tensor in one.items():
         assert torch.allclose(tensor.double(), two[name].double(), rtol=1e-8, atol=1e-9), name
+
+
+DETECTION = """
+version: 1
+name: detection
+model: {task: detection, detector: DETECTOR, name: bonn_resnet18, num_classes: 2, args: {widths: [8, 16, 16, 16]},
+        strides: [8, 16], fpn: 32, anchor_scale: 0.5, min_size: 64, max_size: 64}
+data: {name: digit_scenes, size: 64, train: 24, test: 13, digits: [1, 3], scale: [0.3, 0.8], one_class: true}
+training: {epochs: 7, batch_size: 8, optimizer: {name: momentum, lr: 1e-3}}
+modifiers:
+  - {type: binarize, threshold: always}
+  - {type: kernel_loss, lambda: 1e-5, nu: 1e-3}
+"""
+
+
+def trace_detection(kind: str, out: str) -> None:
+    """Like ``trace_in_double``, for detection."""
+    step = Detection.step
+
+    def step_in_double(task: Detection, model: Any, batch: Any, device: torch.device) -> Step:
+        images, targets = batch
+        wide = [{**target, "boxes": target["boxes"].double()} for target in targets]
+        return step(task, model, ([image.double() for image in images], wide), device)
+
+    def measure_in_double(task: Detection, model: Any, device: torch.device) -> Any:
+        model.eval().float()  # pycocotools takes what the test of one process takes
+        scores = measure(task, model, device)
+        model.double()
+        return scores
+
+    measure = Detection.measure
+    Detection.step = step_in_double  # type: ignore[method-assign]
+    Detection.measure = measure_in_double  # type: ignore[method-assign, assignment]
+    trace_in_double(DETECTION.replace("DETECTOR", kind), out)
+
+
+@pytest.mark.parametrize("kind", ["fcos", "retinanet", "ssd"])
+def test_two_processes_train_a_detector_as_one_does(kind: str, tmp_path: Path) -> None:
+    one = run_child(trace_detection, kind, "one", cwd=tmp_path)
+    assert one.status == 0, one.err
+    for ended in run_ranks(trace_detection, kind, "two", ranks=2, cwd=tmp_path):
+        assert ended.status == 0, ended.err
+    first, second = told(tmp_path, "one"), told(tmp_path, "two")
+    assert len(first["losses"]) == 21
+    for losses, others in zip(first["losses"], second["losses"], strict=True):
+        assert losses == pytest.approx(others, rel=1e-9, abs=1e-9)
+    for record, other in zip(first["metrics"], second["metrics"], strict=True):
+        assert record["test_map50"] == pytest.approx(other["test_map50"], abs=1e-9)
 
 
 # --- the command ---------------------------------------------------------------------------------

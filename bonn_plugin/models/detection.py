@@ -25,6 +25,7 @@ from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from bonn_plugin.collective import mean_over_ranks, ranks
 from bonn_plugin.models.build import ModelBuildError, build_model
 
 DetectorKind = Literal["fcos", "fasterrcnn", "retinanet", "ssd"]
@@ -110,6 +111,33 @@ class Detector(nn.Module):
         return torch.cat([_sample(output) for output in self.raw_outputs(features, batch.image_sizes)])
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Return a half-precision tensor in float32, others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _for_all(losses: dict[str, Tensor], matched: list[Tensor]) -> dict[str, Tensor]:
+    """Norm losses over this process's objects so that their mean over the processes is the loss of the whole batch.
+
+    Args:
+        losses: sums over the anchors, divided by how many of them found an object.
+        matched: per image, the object that each anchor found; negative for none.
+    """
+    if ranks() == 1:
+        return losses
+    found = torch.stack([(found >= 0).sum() for found in matched]).sum()
+    count = found.to(next(iter(losses.values())).dtype).clamp(min=1)
+    share = count / mean_over_ranks(count)
+    return {name: share * loss for name, loss in losses.items()}
+
+
+class _FcosHead(FCOSHead):  # type: ignore[misc]
+    def compute_loss(
+        self, targets: Any, head_outputs: Any, anchors: Any, matched_idxs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        return _for_all(super().compute_loss(targets, head_outputs, anchors, matched_idxs), matched_idxs)
+
+
 class _Fcos(Detector, FCOS):  # type: ignore[misc]
     pass
 
@@ -119,7 +147,10 @@ class _RetinaNet(Detector, RetinaNet):  # type: ignore[misc]
 
 
 class _Ssd(Detector, SSD):  # type: ignore[misc]
-    pass
+    def compute_loss(
+        self, targets: Any, head_outputs: Any, anchors: Any, matched_idxs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        return _for_all(super().compute_loss(targets, head_outputs, anchors, matched_idxs), matched_idxs)
 
 
 class _FasterRcnn(Detector, FasterRCNN):  # type: ignore[misc]
@@ -182,7 +213,7 @@ class Backbone(nn.Module):
         maps = take(images, indices=self.indices, output_fmt="NCHW", intermediates_only=True)
         levels = self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps)))
         # torchvision's anchors take the maps' type: places are not exact in bfloat16
-        return OrderedDict((name, level.float()) for name, level in levels.items())
+        return OrderedDict((name, _wide(level)) for name, level in levels.items())
 
 
 class _Convolved(ExtraFPNBlock):  # type: ignore[misc]
@@ -286,7 +317,7 @@ def _fcos(backbone: Backbone, classes: int, settings: DetectorSettings, scaling:
         anchor_generator=AnchorGenerator(
             tuple((side,) for side in _sides(settings)), ((1.0,),) * len(settings.strides)
         ),
-        head=FCOSHead(backbone.out_channels, 1, classes, settings.head_convs or 4),
+        head=_FcosHead(backbone.out_channels, 1, classes, settings.head_convs or 4),
         center_sampling_radius=settings.center_radius or 1.5,
         score_thresh=settings.score_thresh,
         detections_per_img=settings.detections,
@@ -360,7 +391,7 @@ def _to_float32(_: nn.Module, __: Any, output: Any) -> Any:
 
 def _cast(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.float()
+        return _wide(value)
     if isinstance(value, dict):
         return {name: _cast(part) for name, part in value.items()}
     return type(value)(_cast(part) for part in value)
