@@ -76,8 +76,8 @@ def test_an_interrupted_earlier_run_goes_on(recipes, bonn, monkeypatch):
     assert whole.status == 0
     measure = Runner._save
 
-    def stop(self, path):
-        measure(self, path)
+    def stop(self, *args, **kwargs):
+        measure(self, *args, **kwargs)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Runner, "_save", stop)

@@ -171,8 +171,8 @@ def test_a_run_starts_from_trained_weights_prunes_resumes_and_reports_the_channe
     part = Runner(settings, tmp_path / "part", torch.device("cpu"), Quiet())
     save = part._save
 
-    def stop(path):
-        save(path)
+    def stop(*args, **kwargs):
+        save(*args, **kwargs)
         raise KeyboardInterrupt
 
     part._save = stop

@@ -139,8 +139,8 @@ def test_a_resumed_run_ends_with_the_same_masks_and_another_run_can_start_from_i
     part = Runner(settings, tmp_path / "part", torch.device("cpu"), Quiet())
     save = part._save
 
-    def stop(path):
-        save(path)
+    def stop(*args, **kwargs):
+        save(*args, **kwargs)
         raise KeyboardInterrupt
 
     part._save = stop
