@@ -16,9 +16,10 @@ from bonn_plugin.check import LARGEST_RUN, forecast_model
 from bonn_plugin.errors import BonnError, ModelError
 from bonn_plugin.models import build_outline
 from bonn_plugin.modifiers import left_alone, select_convolutions
-from bonn_plugin.nn import BinaryConv2d, PackedConv2d, replace_module
+from bonn_plugin.nn import BinaryConv2d, ConvGeometry, HalfConv2d, IntegerConv2d, PackedConv2d, replace_module
 from bonn_plugin.nn.inputs import image_channels, image_size
 from bonn_plugin.nn.modes import evaluating
+from bonn_plugin.nn.sparse import SparseConv2d
 from tests.small import Command
 
 ROOT = Path(__file__).parent.parent
@@ -322,6 +323,18 @@ def test_code_that_reads_attributes_of_a_convolution_reads_the_same_of_the_layer
             assert layer.padding == conv.padding
         assert layer.weight.shape == conv.weight.shape
         assert layer.weight.dtype == conv.weight.dtype
+
+
+def test_layers_of_the_passes_after_training_have_a_convolutions_attributes_too():
+    conv = nn.Conv2d(8, 8, (3, 1), stride=(2, 1), padding=(1, 0), groups=2)
+    geometry = ConvGeometry.of(conv)
+    for layer in (
+        IntegerConv2d(geometry, bias=True),
+        HalfConv2d(geometry, "float16", bias=True),
+        SparseConv2d(geometry, 4, True),
+    ):
+        for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+            assert getattr(layer, name) == getattr(conv, name), name
 
 
 def test_a_convolution_that_is_called_twice_is_probed_by_both_calls():

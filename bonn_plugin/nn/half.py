@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.geometry import ConvAttributes, ConvGeometry
 from bonn_plugin.nn.integer import linear_sizes
 from bonn_plugin.nn.operations import Macs
 from bonn_plugin.nn.storage import Role, StoredTensor, register_replacement
@@ -62,7 +62,7 @@ class _Half(nn.Module):
 
 
 @register_replacement("half_conv2d")
-class HalfConv2d(_Half):
+class HalfConv2d(ConvAttributes, _Half):
     """A convolution with weights of 16 bits; see the base class."""
 
     def __init__(self, geometry: ConvGeometry, dtype: str, *, bias: bool) -> None:

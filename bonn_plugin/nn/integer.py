@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bonn_plugin.functional import affine_of, quantize_affine, sum_dtype
-from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.geometry import ConvAttributes, ConvGeometry
 from bonn_plugin.nn.operations import Macs
 from bonn_plugin.nn.storage import Role, StoredTensor, register_replacement
 
@@ -130,7 +130,7 @@ def _settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @register_replacement("integer_conv2d")
-class IntegerConv2d(_Integer):
+class IntegerConv2d(ConvAttributes, _Integer):
     """A convolution in 8 bits; see the base class. Padded positions are 0, which is the integer z.
 
     Args:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bonn_plugin.functional import pack_signs, unpack_signs
-from bonn_plugin.nn.geometry import ConvGeometry
+from bonn_plugin.nn.geometry import ConvAttributes, ConvGeometry
 from bonn_plugin.nn.operations import Macs
 from bonn_plugin.nn.storage import Role, StoredTensor, register_replacement
 
@@ -86,7 +86,7 @@ class SparseWeight(nn.Module):
 
 
 @register_replacement("sparse_conv2d")
-class SparseConv2d(SparseWeight):
+class SparseConv2d(ConvAttributes, SparseWeight):
     """A convolution in full precision, its weight stored sparse.
 
     Args:
