@@ -158,7 +158,7 @@ def page(results, count, threads):
         "",
         "What each part gives (starting from the teacher's weights, its logits, the two steps) is not told apart here.",
         "",
-        "Settings were chosen on other seeds: the rate of one step out of three on 100 and 101, two steps out of six",
+        "Settings were chosen on other seeds: the rate of one step out of three on 100 and 101, two steps out of ten",
         "settings on 100 to 102 (`--search` repeats most of them on 100 and 101). A first choice there, two steps from",
         "scratch at temperature 1 without labels, gained 1.3 to 4.9 points on 100 to 102 and did not hold on these",
         "seeds: +4.67, -2.89, -0.44 and +0.00 on 0 to 3. Only then was the present one looked for, on 100 and 102, and",

@@ -13,6 +13,7 @@ from bonn_plugin.checkpoint import load_state
 from bonn_plugin.data import load_splits
 from bonn_plugin.nn.distribution import valley
 from bonn_plugin.optim import make_optimizer, make_scheduler
+from bonn_plugin.recipe import DigitsConfig
 from bonn_plugin.report import Report
 from bonn_plugin.shipped import shipped_recipes
 from bonn_plugin.train import STATE, Runner
@@ -173,9 +174,7 @@ def test_a_packed_checkpoint_alone_can_be_started_from(run_folder, tmp_path):
 
 
 def test_another_number_of_classes_starts_the_classifier_anew_and_says_so(run_folder, tmp_path, monkeypatch):
-    from bonn_plugin import data
-
-    monkeypatch.setattr(data.DigitsConfig, "classes", property(lambda self: None))
+    monkeypatch.setattr(DigitsConfig, "classes", property(lambda self: None))
     splits = load_splits(parse_recipe(TINY).data, 10)
     monkeypatch.setattr("bonn_plugin.train.classification.load_splits", lambda config, classes: splits)
     text = TINY.replace("num_classes: 10,", f"num_classes: 12, init_from: '{run_folder}',")
