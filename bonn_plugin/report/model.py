@@ -28,6 +28,9 @@ ZEROED_NOTE = (
 )
 
 
+INTEGER_NOTE = "Multiply-accumulates of layers with integer weights count among the real ones, as one each."
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -240,7 +243,10 @@ def make_report(
             for module, entries in by_module.items()
         ),
         tensors=book.entries,
-        notes=_notes(whole, without, signs=any(getattr(m, "binarizes_input", False) for m in packed.modules())),
+        notes=(
+            *_notes(whole, without, signs=any(getattr(m, "binarizes_input", False) for m in packed.modules())),
+            *([INTEGER_NOTE] if book.select([Role.INTEGER_WEIGHT]) else []),
+        ),
         merging=_merging(without) if without else None,
         pruned=_pruned(packed, original, example),
         part=_part(getattr(packed, "compressible", ""), book, original),
