@@ -336,7 +336,7 @@ def test_a_one_bit_detector_learns_from_the_full_precision_one(tmp_path: Path) -
         "train: 24, test: 12", "train: 300, test: 100"
     )
     cosine = larger.replace("lr: 3e-3}", "lr: 3e-3}\n  schedule: {name: cosine, warmup_epochs: 1}")
-    first = run(parse_recipe(cosine.replace("epochs: 2", "epochs: 4")), tmp_path / "real")
+    run(parse_recipe(cosine.replace("epochs: 2", "epochs: 4")), tmp_path / "real")
     text = cosine.replace("epochs: 2", "epochs: 3").replace("fpn: 32", f"fpn: 32, init_from: '{tmp_path / 'real'}'")
     text += "modifiers:\n  - {type: binarize, threshold: always}\n"
     recipe = parse_recipe(text.replace("lr: 3e-3}", "lr: 3e-3, lr_by_role: {weight: 5e-3}}"))
@@ -344,7 +344,6 @@ def test_a_one_bit_detector_learns_from_the_full_precision_one(tmp_path: Path) -
     untrained = second.task.build()
     assert second.task.measure(untrained, CPU)["test_map50"] < 0.02
     second.train(resume=False)
-    print(first.metrics[-1], second.metrics)
     assert second.metrics[-1]["test_map50"] >= 0.35
 
 
