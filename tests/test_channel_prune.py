@@ -14,6 +14,7 @@ from bonn_plugin.errors import CheckpointError, ModelError
 from bonn_plugin.nn.resize import resize, size_of
 from bonn_plugin.recipe import RecipeError, recipe_model
 from bonn_plugin.report import Rule
+from bonn_plugin.report.ledger import RULES
 from bonn_plugin.train import STATE, Runner
 from tests.conftest import randomize_norms
 
@@ -59,7 +60,7 @@ def test_the_pruned_network_is_rebuilt_from_its_files_and_counted_against_the_wh
     whole = ledger(recipe_model(settings))
     for rule in Rule:
         then, now, read = (
-            sum(e.original_bits for e in book.select(RULES(rule))) for book in map(ledger_of, (whole, packed, again))
+            sum(e.original_bits for e in book.select(RULES[rule])) for book in map(ledger_of, (whole, packed, again))
         )
         assert then == now == read
     assert ledger(again).entries == ledger(packed).entries
@@ -72,10 +73,22 @@ def ledger_of(model):
     return ledger(model) if isinstance(model, nn.Module) else model
 
 
-def RULES(rule):
-    from bonn_plugin.report.ledger import RULES as rules
-
-    return rules[rule]
+@pytest.mark.parametrize("network", ["resnet18", "bonn_resnet18"])
+def test_an_int8_rest_of_a_pruned_network_counts_against_the_whole_one(network, tmp_path):
+    pytest.importorskip("neural_compressor")
+    text = BASE.replace("NETWORK", network).replace("OPTIONS", "ratio: 0.3").replace("SIZE", "64")
+    settings = parse_recipe(f"{text}  - {{type: inc_int8}}\n", "pruned.yaml")
+    session = prepared(settings)
+    x = torch.randn(2, 3, 64, 64)
+    packed = session.convert(lambda: [x])
+    save_packed(packed, tmp_path / "out", settings)
+    again = load_packed(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(again(x), packed(x))
+    parameters = sum(p.numel() for p in recipe_model(settings).parameters())
+    for model in (packed, again):
+        assert any(type(m).__name__ == "IntegerConv2d" for m in model.modules())
+        assert sum(e.original_bits for e in ledger(model).select(RULES[Rule.PARAMETERS])) == 32 * parameters
 
 
 def test_the_channels_with_the_smallest_weights_go():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from bonn_plugin.nn import ConvGeometry, FoldedNorm, IntegerConv2d, IntegerLinear, replace_module
+from bonn_plugin.nn.resize import note_unpruned, unpruned
 
 
 def empty_layer(layer: nn.Module, norm: nn.Module | None, *, dynamic: bool = False) -> IntegerConv2d | IntegerLinear:
@@ -15,9 +16,8 @@ def empty_layer(layer: nn.Module, norm: nn.Module | None, *, dynamic: bool = Fal
         norm: the batch norm that is folded in, None if none.
         dynamic: whether the scale of the input is chosen at run time.
     """
-    parts = [t for t in (layer.bias, *(() if norm is None else (norm.weight, norm.bias))) if t is not None]
     bias = layer.bias is not None or norm is not None
-    stands = sum(int(t.numel()) for t in parts if isinstance(t, nn.Parameter))
+    stands = _elements(layer, "bias") + (0 if norm is None else _elements(norm, "weight") + _elements(norm, "bias"))
     if isinstance(layer, nn.Conv2d):
         made: IntegerConv2d | IntegerLinear = IntegerConv2d(
             ConvGeometry.of(layer), bias=bias, dynamic=dynamic, bias_stands_for=stands
@@ -25,7 +25,16 @@ def empty_layer(layer: nn.Module, norm: nn.Module | None, *, dynamic: bool = Fal
     else:
         assert isinstance(layer, nn.Linear)
         made = IntegerLinear(layer.in_features, layer.out_features, bias=bias, dynamic=dynamic, bias_stands_for=stands)
+    whole = unpruned(layer)
+    if whole:  # what the bias stands for is said above
+        note_unpruned(made, {"weight": whole["weight"]})
     return made.to(layer.weight.device)
+
+
+def _elements(module: nn.Module, name: str) -> int:
+    """Return how many elements a parameter has in the whole network, 0 if there is none."""
+    parameter = getattr(module, name)
+    return 0 if parameter is None else unpruned(module).get(name, int(parameter.numel()))
 
 
 def put(model: nn.Module, name: str, layer: nn.Module, norm: str | None) -> None:
