@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,7 @@ def test_the_commands_work_on_a_detector(folder: Path, bonn: Command, tmp_path: 
     checked = bonn("check", "r.yaml")
     assert checked.status == 0, checked.err
     assert "outside of backbone.body" in checked.out
+    assert re.search(r"compression rate by parameters: \d+\.\d\d, of backbone.body alone \d+\.\d\d", checked.out)
     assert "backbone.body.layer3.3.conv" in checked.out
 
 
