@@ -100,7 +100,11 @@ class Passed:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The answer of ``bonn check``; ``merged`` are the filters, if any are to be merged, and what is without."""
+    """The answer of ``bonn check``.
+
+    ``merged`` are the filters, if any are to be merged, and what is without; ``part`` is the submodule that is to be
+    compressed, where that is not all of the network.
+    """
 
     layers: tuple[Layer, ...]
     left_alone: tuple[LeftAlone, ...]
@@ -111,6 +115,7 @@ class Forecast:
     before: Macs
     after: Macs
     merged: Unmerged | None
+    part: str = ""
 
 
 def forecast(recipe: Recipe, model: nn.Module, size: tuple[int, int] | None = None) -> Forecast:
@@ -170,6 +175,7 @@ def forecast(recipe: Recipe, model: nn.Module, size: tuple[int, int] | None = No
         before,
         sum(count_macs(packed, example).values(), Macs()),
         unmerged(packed, example),
+        getattr(packed, "compressible", ""),
     )
 
 

@@ -371,7 +371,8 @@ def _show(seen: Forecast, epochs: int | None) -> None:
             passed.add_row(row.name, row.type)
         console.print(passed)
     for rule in Rule:
-        console.print(f"compression rate by {rule}: {seen.book.rate(rule):.2f}")
+        of_part = f", of {seen.part} alone {seen.book.within(seen.part).rate(rule):.2f}" if seen.part else ""
+        console.print(f"compression rate by {rule}: {seen.book.rate(rule):.2f}{of_part}")
     console.print(f"tensors on disk: about {seen.book.written_bytes:,} bytes, float32 {4 * seen.parameters:,}")
     console.print(f"OPs for one image: {seen.after.ops:.3e} (float32 {seen.before.ops:.3e})")
     if seen.merged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bonn_plugin import Recipe, load_packed, load_recipe, parse_recipe
+from bonn_plugin import Recipe, load_packed, load_recipe, parse_recipe, verify_packed
 from bonn_plugin.checkpoint import load_state
 from bonn_plugin.cli import main
 from bonn_plugin.data.targets import Annotation, Target, make_target
@@ -196,6 +197,7 @@ def test_the_commands_work_on_a_detector(folder: Path, bonn: Command, tmp_path: 
     checked = bonn("check", "r.yaml")
     assert checked.status == 0, checked.err
     assert "outside of backbone.body" in checked.out
+    assert re.search(r"compression rate by parameters: \d+\.\d\d, of backbone.body alone \d+\.\d\d", checked.out)
     assert "backbone.body.layer3.3.conv" in checked.out
 
 
@@ -269,6 +271,18 @@ def test_a_detector_that_does_not_take_the_images_is_told(monkeypatch: pytest.Mo
     monkeypatch.setattr("bonn_plugin.models.detection.Backbone.forward", fails)
     with pytest.raises(ModelError, match=r"scenes.yaml:4:8: the detector does not take .*64\): mat1 and mat2"):
         Runner(parse_recipe(REAL, "scenes.yaml"), Path(), CPU, Lines())
+
+
+def test_neck_and_heads_can_be_int8(tmp_path: Path) -> None:
+    text = BINARY.replace("epochs: 2", "epochs: 1")
+    text += "  - {type: inc_int8, targets: ['re:backbone.fpn.*', 're:head.*'], expect: 9, calibration_batches: 2}\n"
+    report = run(parse_recipe(text), tmp_path).finish().report
+    assert report.accuracy is not None
+    assert report.accuracy.identical_detections
+    assert 0 < report.accuracy.conversion_difference < 0.1
+    assert [row.name for row in report.layers if row.kind == "IntegerConv2d" and "body" in row.name] == []
+    assert sum(row.kind == "IntegerConv2d" for row in report.layers) == 9
+    assert verify_packed(tmp_path).identical
 
 
 def test_without_pycocotools_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
