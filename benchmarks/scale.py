@@ -139,6 +139,7 @@ def main():
     parser.add_argument("--inside", type=float, default=20e9, help="assumed bytes/s of an all-reduce in a machine")
     parser.add_argument("--between", type=float, default=12.5e9, help="assumed bytes/s between machines of 8 GPUs")
     parser.add_argument("--latency", type=float, default=30e-6, help="assumed seconds of a small exchange and hop")
+    parser.add_argument("--floor", type=float, default=0.02, help="assumed: shortest step, of launching its kernels")
     parser.add_argument("--rounds", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -153,30 +154,38 @@ def main():
         f"measured: an image keeps {kept / 2**20:.1f} MiB for the backward pass in float32, {plain / 2**20:.1f} MiB in "
         f"the plain network; {weights:,} parameters, {len(norms)} norms of {sum(norms):,} channels"
     )
-    print(f"assumed: {vars(args)}")
-    base = args.batch / args.rate
-    compute = base * args.slowdown / (1 - args.kernel_loss)
+    settings = ", ".join(f"{name} {value:g}" for name, value in vars(args).items() if name != "rounds")
+    print(f"published or assumed: {settings}")
     gradients = 4 * weights
-    # float32 weights, gradients, momentum; AMP's half copies of weights; activations as measured
-    memory = (4 + 4 + 4 + 2) * weights + args.batch * kept
-    print(f"modelled: step without waiting {1e3 * compute:.0f} ms, {memory / 2**30:.1f} GiB of GPU memory at most")
-    print("| GPUs | hours | images/s | step ms | waits for images | exchange not hidden | sent a GPU and step | read |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for gpus in (1, 4, 8, 64):
-        speed = args.inside if gpus <= 8 else args.between / 8  # eight GPUs share the machine's line
-        sent = 2 * (gpus - 1) / gpus * gradients
-        hops = 2 * (gpus - 1)
-        exchange = sent / speed + hops * args.latency if gpus > 1 else 0.0
-        backward = 2 / 3 * compute
-        synced = 3 * len(norms) * args.latency * max(1, gpus.bit_length() - 1) if gpus > 1 else 0.0
-        hidden = max(0.0, exchange - 0.9 * backward) + synced
-        step, share = simulate(args.batch, args.workers, per_image, 0.5, compute, hidden, 2000)
-        rate = gpus * args.batch / step
-        hours = EPOCHS * (TRAIN // (gpus * args.batch) * step + TEST / (3 * rate)) / 3600
-        print(
-            f"| {gpus} | {hours:.1f} | {rate:,.0f} | {1e3 * step:.0f} | {100 * share:.0f} % | {1e3 * hidden:.1f} ms | "
-            f"{sent / 1e6:.0f} MB | {rate * file / 1e9:.2f} GB/s |"
-        )
+    for title, batch_of in (
+        (f"{args.batch} images a step over all GPUs, as the recipe says", lambda gpus: args.batch // gpus),
+        (f"{args.batch} images a step on each GPU: another recipe", lambda gpus: args.batch),
+    ):
+        print(f"\n{title}\n")
+        print("| GPUs | hours | images/s | step | waits for images | exchange not hidden | sent | memory | read |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        for gpus in (1, 4, 8, 64):
+            print(row(args, gpus, batch_of(gpus), per_image, file, kept, gradients, len(norms)))
+
+
+def row(args, gpus, batch, per_image, file, kept, gradients, norms):
+    """Return one line of the table; ``batch`` is that of a GPU."""
+    compute = max(args.floor, batch / args.rate * args.slowdown / (1 - args.kernel_loss))
+    speed = args.inside if gpus <= 8 else args.between / 8  # eight GPUs share the machine's line
+    sent = 2 * (gpus - 1) / gpus * gradients
+    exchange = sent / speed + 2 * (gpus - 1) * args.latency if gpus > 1 else 0.0
+    # a norm's statistics wait for the others: twice forward, once backward, each a tree of hops
+    synced = 3 * norms * args.latency * (gpus.bit_length() - 1) if gpus > 1 else 0.0
+    hidden = max(0.0, exchange - 0.9 * 2 / 3 * compute) + synced
+    step, share = simulate(batch, args.workers, per_image, 0.5, compute, hidden, 2000)
+    rate = gpus * batch / step
+    hours = EPOCHS * (TRAIN // (gpus * batch) * step + TEST / (3 * rate)) / 3600
+    # float32 weights, gradients, momentum; half copies under AMP; activations as measured
+    memory = 14 * gradients / 4 + batch * kept
+    return (
+        f"| {gpus} | {hours:.1f} | {rate:,.0f} | {1e3 * step:.0f} ms | {100 * share:.0f} % | {1e3 * hidden:.1f} ms | "
+        f"{sent / 1e6:.0f} MB | {memory / 2**30:.1f} GiB | {rate * file / 1e9:.2f} GB/s |"
+    )
 
 
 if __name__ == "__main__":
