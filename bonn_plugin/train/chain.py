@@ -104,7 +104,7 @@ def _missing(recipe: Recipe) -> Iterator[Problem]:
         names += [(("modifiers", i, *path), name) for path, name in config.files()]
     for path, name in names:
         if not Path(name).exists():
-            yield recipe.source.problem(path, f"{name}: No such file or directory")
+            yield recipe.source.problem(path, f"{name}: can't be read: No such file or directory")
 
 
 __all__ = ["EarlierRun", "earlier_runs"]
