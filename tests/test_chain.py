@@ -186,7 +186,7 @@ def test_a_teacher_that_is_missing_is_told_before_the_first_run_trains(recipes, 
     teacher = "  - {type: distill, teacher: {name: resnet18, weights: nowhere.safetensors}}\n"
     (recipes / "second.yaml").write_text(SECOND + teacher)
     done = bonn("compress", "second.yaml")
-    assert done.lines == ["second.yaml:11:56: nowhere.safetensors: No such file or directory"]
+    assert done.lines == ["second.yaml:11:56: nowhere.safetensors: can't be read: No such file or directory"]
     assert not (recipes / "runs").exists()
 
 
