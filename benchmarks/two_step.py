@@ -145,7 +145,7 @@ def page(results, count, threads):
         f"`python benchmarks/two_step.py --seeds {count}`: {machine}, {datetime.now(UTC):%Y-%m-%d}.",
         "",
         "scikit-learn's digits at 8 x 8 pixels with 10 training images a class; WRN22 16-16-32-64. Top-1 in % of the",
-        "packed checkpoint on the same 450 test images, measured at the end of training; the seed chooses weights, order",
+        "packed checkpoint on the same 450 test images, after training; the seed chooses weights, order",
         "and training images. Each 1-bit network trains for 160 epochs in all (80 + 80 in two steps); the teacher's",
         "own 160 epochs come on top.",
         "",
