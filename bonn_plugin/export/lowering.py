@@ -22,6 +22,7 @@ from bonn_plugin.export.integer import (
     lower_weight_only,
 )
 from bonn_plugin.export.trace import trace
+from bonn_plugin.models.detection import Widen
 from bonn_plugin.nn import (
     FoldedNorm,
     HalfConv2d,
@@ -397,7 +398,7 @@ for _operation, _types, _keys in _SIMPLE:
     _function(*_keys)(_of_function)
 
 
-@_module(nn.Identity, FoldedNorm, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+@_module(nn.Identity, FoldedNorm, Widen, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def _identity_module(b: GraphBuilder, m: nn.Module, x: Value, *_: Any) -> Value:
     return x
 

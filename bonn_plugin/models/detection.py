@@ -178,6 +178,14 @@ def _sample(output: Tensor) -> Tensor:
     return flat[::step]
 
 
+class Widen(nn.Module):
+    """Gives half-precision tensors in float32, others as they are; a module, for exports to know it by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return _wide(x)
+
+
 class Backbone(nn.Module):
     """A network of timm's without its head, and a feature pyramid on some of its maps.
 
@@ -205,6 +213,7 @@ class Backbone(nn.Module):
         self.indices = list(prune(list(indices), prune_norm=True))
         self.body = body
         self.fpn = FeaturePyramidNetwork(list(channels), fpn, more)
+        self.widen = Widen()
         self.out_channels = fpn
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
@@ -213,7 +222,7 @@ class Backbone(nn.Module):
         maps = take(images, indices=self.indices, output_fmt="NCHW", intermediates_only=True)
         levels = self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps)))
         # torchvision's anchors take the maps' type: places are not exact in bfloat16
-        return OrderedDict((name, _wide(level)) for name, level in levels.items())
+        return OrderedDict((name, self.widen(level)) for name, level in levels.items())
 
 
 class _Convolved(ExtraFPNBlock):  # type: ignore[misc]
