@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+
 import pytest
 import torch
 
 from bonn_plugin import Recipe, parse_recipe
 
 torch.set_num_threads(1)  # the tests run in two processes
+if threading.current_thread() is threading.main_thread():
+    # a suite that was started in the background ignores Ctrl-C, and so would the commands that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = """
 version: 1
