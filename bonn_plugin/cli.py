@@ -27,6 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+INTERRUPTED = 130
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What an option's mistake raises, of whichever click typer carries."""
 console = Console(highlight=False, soft_wrap=True)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a name of `bonn recipes`.")]
@@ -120,7 +123,7 @@ def compress(
             named = "stopped by SIGTERM" if isinstance(reason, Stopped) else "interrupted"
             done = _so_far(runner, again, loaded.training.epochs, resume)
             console.print(f"{named}; {done}", markup=False)
-        raise typer.Exit(0 if isinstance(reason, Stopped) else 130) from None
+        sys.exit(0 if isinstance(reason, Stopped) else INTERRUPTED)
     from bonn_plugin.checkpoint import verify_packed
     from bonn_plugin.report import to_terminal
 
@@ -325,7 +328,16 @@ def main() -> None:
     """Run the command; turn a ``BonnError`` into one line and exit status 2."""
     _quiet()
     try:
-        app()
+        status = app(standalone_mode=False)  # else an option's mistake takes a box of six lines
+        if status == INTERRUPTED:  # typer's word for a Ctrl-C that no command answered
+            print("interrupted", file=sys.stderr)
+        sys.exit(status or 0)
+    except USAGE_ERROR as error:
+        place = error.ctx.command_path if error.ctx else "bonn"
+        message = error.format_message().rstrip(".")
+        if message:  # empty where the help was shown
+            print(f"{place}: {message} (see {place} --help)", file=sys.stderr)
+        sys.exit(2)
     except Followed:  # process 0 tells it
         sys.exit(2)
     except BonnError as error:
@@ -333,7 +345,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

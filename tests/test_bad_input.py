@@ -821,3 +821,34 @@ def test_a_header_that_begins_like_a_pickle_is_none(run: Path) -> None:
         with_weights(run, struct.pack("<Q", length) + header + content[8 + old :])
         load_packed(run)
     assert re.match(rb"PK", (run / "model.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((), ()),
+        (("chek",), ("bonn: ", "'chek'", "bonn --help")),
+        (("compress",), ("bonn compress: ", "RECIPE", "bonn compress --help")),
+        (("check", "--modl", "x"), ("bonn check: ", "--modl", "--model")),
+        (("check", "--model", "resnet18", "--num-classes", "0"), ("bonn check: ", "--num-classes", "2")),
+        (("compress", "recipe.yaml", "--checkpoint-every", "x"), ("--checkpoint-every", "integer")),
+        (("report", "a", "b"), ("bonn report: ", "b")),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_one_line(args: tuple[str, ...], says: tuple[str, ...], bonn: Command) -> None:
+    result = bonn(*args)
+    if not args:
+        assert result.status == 2
+        assert result.err == ""
+        assert "compress" in result.out
+        return
+    refused(result, *says)
+
+
+def test_ctrl_c_outside_of_training_is_one_line(bonn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bonn_plugin.shipped.find_recipe", interrupted)
+    result = bonn("check", "digits_wrn22_16")
+    assert (result.status, result.err) == (130, "interrupted\n")

@@ -81,6 +81,13 @@ class ConvGeometry:
         """(C_out, C_in / groups, kh, kw)."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
+    def __str__(self) -> str:
+        """Return what ``print(model)`` shows of a convolution."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, groups={self.groups}"
+        )
+
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve ``x`` (B, C_in, H, W) with ``weight``; padded positions are 0."""
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)

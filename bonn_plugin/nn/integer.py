@@ -161,11 +161,7 @@ class IntegerConv2d(ConvAttributes, _Integer):
 
     def extra_repr(self) -> str:
         """Return the line that ``print(model)`` shows."""
-        g = self.geometry
-        return (
-            f"{g.in_channels}, {g.out_channels}, kernel_size={g.kernel_size}, stride={g.stride}, "
-            f"padding={g.padding}, groups={g.groups}, bias={self.bias is not None}, dynamic={self.dynamic}"
-        )
+        return f"{self.geometry}, bias={self.bias is not None}, dynamic={self.dynamic}"
 
 
 @register_replacement("integer_linear")

@@ -279,12 +279,7 @@ class PackedConv2d(ConvAttributes, nn.Module):
 
     def extra_repr(self) -> str:
         """Return the line that ``print(model)`` shows."""
-        g = self.geometry
-        return (
-            f"{g.in_channels}, {g.out_channels}, kernel_size={g.kernel_size}, stride={g.stride}, "
-            f"padding={g.padding}, groups={g.groups}, threshold={self.threshold is not None}, "
-            f"unique={self.unique_filters}"
-        )
+        return f"{self.geometry}, threshold={self.threshold is not None}, unique={self.unique_filters}"
 
 
 def unique_filters(weight: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -115,11 +115,7 @@ class StoredSignConv2d(ConvAttributes, nn.Module):
 
     def extra_repr(self) -> str:
         """Return the line that ``print(model)`` shows."""
-        g = self.geometry
-        return (
-            f"{g.in_channels}, {g.out_channels}, kernel_size={g.kernel_size}, stride={g.stride}, "
-            f"padding={g.padding}, groups={g.groups}, threshold={self.threshold is not None}"
-        )
+        return f"{self.geometry}, threshold={self.threshold is not None}"
 
 
 __all__ = ["SignConv2d", "StoredSignConv2d"]

@@ -90,11 +90,7 @@ class SignInput(ConvAttributes, nn.Module):
 
     def extra_repr(self) -> str:
         """Return the line that ``print(model)`` shows."""
-        g = self.geometry
-        return (
-            f"{g.in_channels}, {g.out_channels}, kernel_size={g.kernel_size}, stride={g.stride}, "
-            f"padding={g.padding}, groups={g.groups}, ste={self.ste}, threshold={self.threshold is not None}"
-        )
+        return f"{self.geometry}, ste={self.ste}, threshold={self.threshold is not None}"
 
 
 __all__ = ["THRESHOLD_BATCHES", "SignInput"]

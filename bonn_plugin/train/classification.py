@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from bonn_plugin.data import evaluation_loader, load_splits, train_loader
+from bonn_plugin.data import evaluation_loader, load_splits
 from bonn_plugin.errors import ModelError, TrainingError, one_line
 from bonn_plugin.recipe import Recipe, recipe_model
 from bonn_plugin.report import Accuracy
-from bonn_plugin.sampling import ALONE, Share, StepSampler
-from bonn_plugin.train.task import Scores, Step, placed
+from bonn_plugin.sampling import ALONE, Share
+from bonn_plugin.train.task import Scores, Step, placed, training_batches
 
 TOLERANCE = 1e-3
 """Largest difference of a logit between two forms of one network."""
@@ -36,7 +36,7 @@ class Classification:
         training, workers = recipe.training, recipe.data.workers
         with placed(recipe, "data"):
             self.splits = load_splits(recipe.data, recipe.model.num_classes)
-        self.loader, self.sampler = self._training(share, pin=pin)
+        self.loader, self.sampler = training_batches(recipe, self.splits, share, pin=pin)
         self.test = evaluation_loader(self.splits, training.batch_size, workers, pin)
         self.own_test = evaluation_loader(self.splits, training.batch_size, workers, pin, share=share)
         self.sizes = (len(self.splits.train), len(self.splits.test))
@@ -62,7 +62,7 @@ class Classification:
 
     def calibration(self) -> Iterator[Tensor]:
         """See ``Task``."""
-        loader, _ = self._training(ALONE)
+        loader, _ = training_batches(self.recipe, self.splits, ALONE)
         for images, _ in loader:
             yield images
 
@@ -115,18 +115,6 @@ class Classification:
             packed_top5=top[3],
             identical_logits=identical,
             conversion_difference=0.0 if exact else lost,
-        )
-
-    def _training(self, share: Share, *, pin: bool = False) -> tuple[DataLoader[Any], StepSampler]:
-        training, data = self.recipe.training, self.recipe.data
-        return train_loader(
-            self.splits,
-            training.batch_size,
-            training.seed,
-            data.workers,
-            pin,
-            share=share,
-            max_corrupt=data.corrupt_allowed,
         )
 
     def _meters(self, *, together: bool = False) -> tuple[MulticlassAccuracy, MulticlassAccuracy]:

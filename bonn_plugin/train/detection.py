@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bonn_plugin.collective import gather_objects
-from bonn_plugin.data import Target, collate_detections, evaluation_loader, load_detection_splits, train_loader
+from bonn_plugin.data import Target, collate_detections, evaluation_loader, load_detection_splits
 from bonn_plugin.errors import BonnError, DataError, ModelError, TrainingError, one_line
 from bonn_plugin.recipe import Recipe, recipe_model
 from bonn_plugin.report import Precision
-from bonn_plugin.sampling import ALONE, Share, StepSampler
-from bonn_plugin.train.task import Scores, Step, placed
+from bonn_plugin.sampling import ALONE, Share
+from bonn_plugin.train.task import Scores, Step, placed, training_batches
 
 TOLERANCE = 1e-3
 """Largest difference of a raw output between two forms of one network, relative to the largest output."""
@@ -44,7 +44,7 @@ class Detection:
         with placed(recipe, "data"):
             _need_pycocotools()
             self.splits = load_detection_splits(recipe.data, recipe.model.num_classes)
-        self.loader, self.sampler = self._training(share, pin=pin)
+        self.loader, self.sampler = training_batches(recipe, self.splits, share, pin=pin, collate=collate_detections)
         collate = collate_detections
         self.test = evaluation_loader(self.splits, training.batch_size, workers, pin, collate)
         self.own_test = evaluation_loader(self.splits, training.batch_size, workers, pin, collate, share)
@@ -67,7 +67,7 @@ class Detection:
 
     def calibration(self) -> Iterator[Tensor]:
         """See ``Task``; images of several sizes come one by one."""
-        loader, _ = self._training(ALONE)
+        loader, _ = training_batches(self.recipe, self.splits, ALONE, collate=collate_detections)
         for images, _ in loader:
             if len({image.shape for image in images}) == 1:
                 yield torch.stack(images)
@@ -97,19 +97,6 @@ class Detection:
             found += [{key: value.cpu() for key, value in one.items()} for one in predict(images)]
             targets += truth
         return found, targets
-
-    def _training(self, share: Share, *, pin: bool = False) -> tuple[DataLoader[Any], StepSampler]:
-        training, data = self.recipe.training, self.recipe.data
-        return train_loader(
-            self.splits,
-            training.batch_size,
-            training.seed,
-            data.workers,
-            pin,
-            collate_detections,
-            share,
-            data.corrupt_allowed,
-        )
 
     def describe(self, scores: Scores) -> str:
         """See ``Task``."""

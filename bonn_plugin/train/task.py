@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from bonn_plugin.data.splits import Collate, Splits, train_loader
 from bonn_plugin.errors import BonnError
 from bonn_plugin.recipe import Recipe
 from bonn_plugin.report import Accuracy, Precision
-from bonn_plugin.sampling import StepSampler
+from bonn_plugin.sampling import Share, StepSampler
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,16 @@ class Task(Protocol):
                 although the conversion is exact.
         """
         ...
+
+
+def training_batches(
+    recipe: Recipe, splits: Splits, share: Share, *, pin: bool = False, collate: Collate | None = None
+) -> tuple[DataLoader[Any], StepSampler]:
+    """Return the loader of a process's share of the recipe's training batches, and the sampler that orders them."""
+    training, data = recipe.training, recipe.data
+    return train_loader(
+        splits, training.batch_size, training.seed, data.workers, pin, collate, share, data.corrupt_allowed
+    )
 
 
 @contextmanager
