@@ -17,8 +17,9 @@ from torch import Tensor
 from torchvision import datasets
 
 from bonn_plugin.data import Splits, evaluation_loader, load_splits, train_loader
+from bonn_plugin.data.drawing import digits_and_photos
 from bonn_plugin.errors import DataError
-from bonn_plugin.recipe import CifarConfig, DataConfig, DigitsConfig, ImageFolderConfig
+from bonn_plugin.recipe import CifarConfig, DataConfig, DigitsClutterConfig, DigitsConfig, ImageFolderConfig
 from bonn_plugin.sampling import EpochSampler, epoch_seed
 
 
@@ -339,3 +340,42 @@ def test_training_drops_the_last_small_batch_and_the_test_keeps_it(shifted_digit
     test = evaluation_loader(shifted_digits, 200, 0)
     assert [len(labels) for _, labels in test] == [200, 200, 50]
     assert torch.equal(torch.cat([labels for _, labels in test]), stacked(shifted_digits.test)[1])
+
+
+CLUTTER = DigitsClutterConfig(size=16, train=200, test=100)
+
+
+def test_digits_on_photographs_follow_from_their_seed_and_share_no_handwriting_between_the_parts() -> None:
+    splits = load_splits(CLUTTER, 10)
+    images, labels = stacked(splits.train)
+    again, _ = stacked(load_splits(CLUTTER, 10).train)
+    other, _ = stacked(load_splits(CLUTTER.model_copy(update={"seed": 1}), 10).train)
+    longer, _ = stacked(load_splits(CLUTTER.model_copy(update={"train": 210}), 10).train)
+    assert images.shape == (200, 3, 16, 16)
+    assert images.dtype == torch.float32
+    assert len(splits.test) == 100
+    assert torch.equal(images, again)
+    assert torch.equal(images, longer[:200])
+    assert not torch.equal(images, other)
+    assert set(labels.tolist()) == set(range(10))
+    assert not torch.equal(images[:100], stacked(splits.test)[0])
+    _, (train, test) = digits_and_photos(16)
+    assert len(train.digits) + len(test.digits) == 1797
+    assert not {d.tobytes() for d in train.digits} & {d.tobytes() for d in test.digits}
+
+
+def test_a_digit_on_a_photograph_is_what_its_label_says() -> None:
+    """Drawn large and with the photograph taken away, each is nearest to the handwritten digits of its class."""
+    config = DigitsClutterConfig(size=32, train=10, test=200, scale=(1.0, 1.0))
+    images, labels = stacked(load_splits(config, 10).test)
+    _, (train, _) = digits_and_photos(32)
+    known = torch.from_numpy(train.digits).flatten(1).float()
+    # a pixel of ink has the digit's one colour: correlation with each known digit, either way round
+    small = torch.nn.functional.interpolate(images.mean(1, keepdim=True), size=8, mode="area").flatten(1)
+    found = torch.from_numpy(train.labels)[torch.corrcoef(torch.cat([small, known]))[:200, 200:].abs().argmax(1)]
+    assert (found == labels).float().mean() > 0.4  # a tenth by chance; the photograph disturbs it
+
+
+def test_the_scale_of_the_digits_must_be_in_order() -> None:
+    with pytest.raises(ValueError, match=r"scale \[0.9, 0.5\]: the first is the smaller one"):
+        DigitsClutterConfig(scale=(0.9, 0.5))

@@ -71,7 +71,7 @@ def test_the_box_is_where_the_scene_differs_from_the_photograph(monkeypatch: pyt
     config = SMALL.model_copy(update={"digits": (1, 1)})
     scenes = digit_scenes(config)[0]
     drawn = [scenes[i] for i in range(10)]
-    monkeypatch.setattr("bonn_plugin.data.scenes._write", lambda *_: None)
+    monkeypatch.setattr("bonn_plugin.data.scenes.write_ink", lambda *_: None)
     empty = digit_scenes(config)[0]
     for i in range(10):
         image, target = drawn[i]

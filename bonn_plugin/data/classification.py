@@ -1,4 +1,4 @@
-"""Data sets for classification: scikit-learn's digits, CIFAR, and folders in ImageNet's layout."""
+"""Data sets for classification: scikit-learn's digits, plain and on photographs, CIFAR, and ImageNet's layout."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torchvision import datasets
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
+from bonn_plugin.data.clutter import digits_clutter
 from bonn_plugin.data.splits import Splits
 from bonn_plugin.errors import DataError, one_line
-from bonn_plugin.recipe import CifarConfig, DataConfig, DigitsConfig, ImageFolderConfig
+from bonn_plugin.recipe import CifarConfig, DataConfig, DigitsClutterConfig, DigitsConfig, ImageFolderConfig
 
 DIGITS_SHARE_TEST = 0.25
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -33,6 +34,9 @@ def load_splits(config: DataConfig, num_classes: int) -> Splits:
     """
     if isinstance(config, DigitsConfig):
         splits = _digits(config)
+    elif isinstance(config, DigitsClutterConfig):
+        train, test = digits_clutter(config)
+        splits = Splits(_Transformed(*train, None), _Transformed(*test, None), 10)
     elif isinstance(config, CifarConfig):
         splits = _cifar(config)
     elif isinstance(config, ImageFolderConfig):

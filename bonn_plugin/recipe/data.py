@@ -92,6 +92,43 @@ class DigitsConfig(DataConfig):
         return 10
 
 
+class DigitsClutterConfig(DataConfig):
+    """One handwritten digit at a random place, size and colour on a crop of a photograph; both of scikit-learn's.
+
+    Training and test images have different handwritten digits: three quarters and one quarter of them.
+
+    Attributes:
+        size: height and width, in pixels.
+        train: training images.
+        test: test images.
+        scale: smallest and largest side of the digit, as a share of the image's.
+        seed: from which the images are made.
+    """
+
+    name: Literal["digits_clutter"] = "digits_clutter"
+    size: Annotated[int, Field(ge=8, le=256)] = 32
+    train: Annotated[int, Field(ge=10, le=1_000_000)] = 4000
+    test: Annotated[int, Field(ge=10, le=1_000_000)] = 1000
+    scale: Annotated[tuple[Share, Share], Field(strict=False)] = (0.5, 1.0)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale [{self.scale[0]}, {self.scale[1]}]: the first is the smaller one")
+        return self
+
+    @property
+    def image_size(self) -> int:
+        """See ``DataConfig``."""
+        return self.size
+
+    @property
+    def classes(self) -> int | None:
+        """See ``DataConfig``."""
+        return 10
+
+
 class CifarConfig(DataConfig):
     """CIFAR from a folder in torchvision's layout.
 
@@ -250,6 +287,7 @@ class CocoConfig(PhotosConfig):
 
 DATA_CONFIGS: dict[str, type[DataConfig]] = {
     "digits": DigitsConfig,
+    "digits_clutter": DigitsClutterConfig,
     "cifar10": CifarConfig,
     "cifar100": CifarConfig,
     "imagefolder": ImageFolderConfig,
