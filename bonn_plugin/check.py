@@ -49,7 +49,7 @@ modifiers: [{{type: binarize}}]
 class Layer:
     """A convolution that would be binarised; ``signs`` are what it sees of random images, None if unreached.
 
-    ``outlined`` where the network was not run.
+    ``outlined`` where the network was not run; ``takes_signs`` is false where its method reads something else.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Layer:
     real_weights: bool = False
     activation: str | None = None
     outlined: bool = False
+    takes_signs: bool = True
 
     @property
     def remark(self) -> str:
@@ -71,6 +72,8 @@ class Layer:
 
     @property
     def _input(self) -> str:
+        if not self.takes_signs:
+            return "read as its method says, not by sign"
         if self.outlined:
             return "not looked at: the network is too large to run here"
         if self.signs is None:
@@ -153,6 +156,7 @@ def forecast(recipe: Recipe, model: nn.Module, size: tuple[int, int] | None = No
                 layer.threshold is not None,
                 isinstance(layer, SignConv2d),
                 replaced.get(name),
+                takes_signs=layer.takes_signs,
             )
         )
     alone = tuple(left_alone(model, example))

@@ -30,6 +30,7 @@ def lower_packed(b: GraphBuilder, module: PackedConv2d, x: Value) -> Value:
     """
     signs = _unique_signs(module)
     g = module.geometry
+    source = x
     index = getattr(module, "weight_index", None)
     if index is not None and g.groups > 1:  # filters of two groups read different channels: nothing to share
         signs, index = signs[index.cpu().long()], None
@@ -46,14 +47,28 @@ def lower_packed(b: GraphBuilder, module: PackedConv2d, x: Value) -> Value:
         y = b.ops.gather(y, rows, np.array(1, np.int32)).output(0)
     scale = module.weight_scale.detach().cpu().float()
     factor = _output_sign(module)
-    if factor is None and not b.integer:
+    if factor is None and not b.integer and not scale.dim():
         by = b.constant(scale, like=y)
     else:
         by = b.scales(scale * (torch.ones(g.out_channels) if factor is None else factor.cpu()))
     y = b.name(b.ops.multiply(y, by), ".scale")
+    if module.input_scale:
+        y = b.name(b.ops.multiply(y, _input_scale(b, g, threshold, source)), ".input_scale")
     if module.bias is not None:
         y = b.name(b.ops.add(y, b.channels(module.bias)), ".bias")
     return b.stay_float(y)
+
+
+def _input_scale(b: GraphBuilder, g: ConvGeometry, threshold: Tensor | None, x: Value) -> Value:
+    """Lower K, the mean of |x - t| over the window of each output, (B, 1, H', W')."""
+    if g.groups > 1:
+        raise b.refuse("the mean of the input over a group of channels has no lowering: set input_scale to false")
+    if threshold is not None:
+        x = b.ops.subtract(x, b.channels(threshold)).output(0)
+    mean = b.ops.reduce_mean(b.ops.absolute(x), np.array([1]), True)
+    box = torch.full((1, 1, *g.kernel_size), 1 / (g.kernel_size[0] * g.kernel_size[1]))
+    (sh, sw), (ph, pw), (dh, dw) = g.stride, g.padding, g.dilation
+    return b.name(b.ops.convolution(mean, b.constant(box), [sh, sw], [ph, pw], [ph, pw], [dh, dw]))
 
 
 def engine_computes(geometry: ConvGeometry, filters: int, size: tuple[int, ...]) -> bool:

@@ -29,6 +29,7 @@ from bonn_plugin.nn import (
     HalfLinear,
     IntegerConv2d,
     IntegerLinear,
+    PackedBasesConv2d,
     PackedConv2d,
     RPReLU,
     SparseConv2d,
@@ -203,6 +204,14 @@ def _sign_conv_module(b: GraphBuilder, m: StoredSignConv2d, x: Value) -> Value:
     g = m.geometry
     signs = lower_signs(b, m.threshold, x)
     return _conv(b, signs, m.weight, m.bias, g.stride, g.padding, g.dilation, g.groups)
+
+
+@_module(PackedBasesConv2d)
+def _bases_conv_module(b: GraphBuilder, m: PackedBasesConv2d, x: Value) -> Value:
+    raise b.refuse(
+        f"it reads its input as {m.code.kind!r} in {m.bases} bases, not as one sign: the engine has no bits to compute "
+        "with. Methods with 1-bit activations can be exported"
+    )
 
 
 @_module(SparseConv2d)

@@ -323,7 +323,8 @@ class _Seen:
         theirs = theirs[:, : x.shape[1]]
         differ = ((x - t) >= 0) != theirs
         self._note(self.signs, differ, (x - t).abs(), x)
-        return torch.where(theirs, 1.0, -1.0) + t
+        magnitude = (x - t).abs().clamp(min=1e-30) if module.input_scale else torch.ones_like(x)
+        return torch.where(theirs, magnitude, -magnitude) + t
 
     def integer(self, module: IntegerConv2d | IntegerLinear, x: Tensor, theirs: Tensor) -> Tensor:
         """Return an input that has the engine's integers."""

@@ -7,12 +7,14 @@ that the real-valued activations go past the sign.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from bonn_plugin.models.head import ConvNet
+
+Shortcut = Literal["block", "conv"]
 
 
 class BiRealBlock(nn.Module):
@@ -26,21 +28,46 @@ class BiRealBlock(nn.Module):
         super().__init__()
         self.bn = nn.BatchNorm2d(in_channels)
         self.conv = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.downsample = (
-            nn.Sequential(
-                nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity(),
-                nn.Conv2d(in_channels, channels, 1, bias=False),
-                nn.BatchNorm2d(channels),
-            )
-            if stride > 1 or in_channels != channels
-            else nn.Identity()
-        )
+        self.downsample = _shortcut(in_channels, channels, stride)
         self.act = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C, H / stride, W / stride)."""
         y: Tensor = self.act(self.conv(self.bn(x)) + self.downsample(x))
         return y
+
+
+class PairBlock(nn.Module):
+    """BN -> (sign ->) 3x3 convolution -> PReLU, twice, and a shortcut round both, before the second PReLU.
+
+    The structure of ResNet18 in the order of XNOR-Net (ECCV 2016, Fig. 3): for the methods before Bi-Real Net.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.act1 = nn.PReLU(channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.downsample = _shortcut(in_channels, channels, stride)
+        self.act2 = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C, H / stride, W / stride)."""
+        y = self.act1(self.conv1(self.bn1(x)))
+        out: Tensor = self.act2(self.conv2(self.bn2(y)) + self.downsample(x))
+        return out
+
+
+def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Module:
+    if stride == 1 and in_channels == channels:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity(),
+        nn.Conv2d(in_channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+    )
 
 
 class BonnResNet(ConvNet):
@@ -53,6 +80,11 @@ class BonnResNet(ConvNet):
         in_chans: channels of the input.
         global_pool: ``"avg"`` or ``""``.
         drop_rate: dropout before the classifier.
+        shortcut: ``"conv"``, round each convolution, or ``"block"``, round each two of them (``PairBlock``), at the
+            same number of parameters.
+
+    Raises:
+        ValueError: an unknown shortcut, or an odd depth with ``"block"``.
     """
 
     def __init__(
@@ -63,8 +95,15 @@ class BonnResNet(ConvNet):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        shortcut: Shortcut = "conv",
     ) -> None:
         super().__init__()
+        if shortcut not in ("block", "conv"):
+            raise ValueError(f"unknown shortcut {shortcut!r}: 'conv' or 'block'")
+        convs = 1 if shortcut == "conv" else 2
+        if any(depth % convs for depth in depths):
+            raise ValueError(f"depths {list(depths)}: shortcut 'block' takes two convolutions at a time")
+        block = BiRealBlock if shortcut == "conv" else PairBlock
         width = int(widths[0])
         self.conv1 = nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -75,7 +114,7 @@ class BonnResNet(ConvNet):
         for i, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
             stride = 1 if i == 0 else 2
             blocks = [
-                BiRealBlock(width if j == 0 else channels, channels, stride if j == 0 else 1) for j in range(depth)
+                block(width if j == 0 else channels, channels, stride if j == 0 else 1) for j in range(depth // convs)
             ]
             width = int(channels)
             setattr(self, self.stages[i], nn.Sequential(*blocks))
@@ -124,4 +163,4 @@ def bonn_resnet34(pretrained: bool = False, **kwargs: Any) -> BonnResNet:
     return _create("bonn_resnet34", pretrained, **{"depths": (6, 8, 12, 6), **kwargs})
 
 
-__all__ = ["BiRealBlock", "BonnResNet", "bonn_resnet18", "bonn_resnet34"]
+__all__ = ["BiRealBlock", "BonnResNet", "PairBlock", "bonn_resnet18", "bonn_resnet34"]

@@ -26,6 +26,7 @@ from bonn_plugin.modifiers.inc_int8 import IncInt8, IncInt8Config
 from bonn_plugin.modifiers.inc_weight_only import IncWeightOnly, IncWeightOnlyConfig
 from bonn_plugin.modifiers.kernel_loss import KernelLoss, KernelLossConfig, model_kernel_loss
 from bonn_plugin.modifiers.magnitude_prune import MagnitudePrune, MagnitudePruneConfig
+from bonn_plugin.modifiers.projection_loss import ProjectionLoss, ProjectionLossConfig
 from bonn_plugin.modifiers.rest import RestConfig, RestModifier
 from bonn_plugin.modifiers.select import LeftAlone, left_alone, near_names, select_convolutions
 
@@ -62,6 +63,8 @@ __all__ = [
     "Modifier",
     "ModifierConfig",
     "PrepareContext",
+    "ProjectionLoss",
+    "ProjectionLossConfig",
     "RestConfig",
     "RestModifier",
     "RunOf",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bonn_plugin.errors import ModelError
@@ -24,8 +24,9 @@ from bonn_plugin.modifiers.base import (
     Stage,
     register_modifier,
 )
+from bonn_plugin.modifiers.methods import METHODS, OF_SOME, Method, MethodName
 from bonn_plugin.modifiers.select import select_convolutions, selector_problem
-from bonn_plugin.nn import BinaryConv2d, RPReLU, SignConv2d, SignInput, replace_module
+from bonn_plugin.nn import BinaryConv2d, MethodConv2d, RPReLU, SignConv2d, SignInput, replace_module
 from bonn_plugin.nn.modes import run_once
 
 Threshold = Literal["auto", "always", "never"]
@@ -37,28 +38,55 @@ class BinarizeConfig(ModifierConfig):
     Attributes:
         targets: selectors; None takes every plain convolution larger than 1x1 but the first.
         expect: how many convolutions must match.
+        method: ``bonn``, or a system that the papers compare with; it may set other defaults for the keys below.
         ste: gradient of the activation's sign.
         bound: half width of the clip gradient.
         threshold: a learned threshold per input channel: ``auto`` where a probe sees one sign only.
         threshold_init: its first value: the channel's ``mean`` in the first batches, or ``zero`` (ReActNet's RSign).
         weights: ``real`` binarises the activations alone: the first step of training in two.
         activation: ``rprelu`` puts ReActNet's RPReLU in the place of the activation behind each convolution.
+        input_scale: ``xnor``: multiply outputs by the mean of |x| over their window.
+        activation_bits: ``dorefa``: k.
+        delta: ``tbn``: edge of the ternary activation, as a share of the mean of |x|.
+        weight_bases: ``abc``: M.
+        activation_bases: ``abc``: N.
     """
 
     type: Literal["binarize"] = "binarize"
     targets: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     expect: Annotated[int, Field(ge=1)] | None = None
+    method: MethodName = "bonn"
     ste: Ste = "clip"
     bound: Annotated[Real, Field(gt=0)] = 1.0
     threshold: Threshold = "auto"
     threshold_init: Literal["mean", "zero"] = "mean"
     weights: Literal["binary", "real"] = "binary"
     activation: Literal["keep", "rprelu"] = "keep"
+    input_scale: bool = True
+    activation_bits: Annotated[int, Field(ge=1, le=8)] = 4
+    delta: Annotated[Real, Field(ge=0)] = 0.4
+    weight_bases: Annotated[int, Field(ge=1, le=8)] = 1
+    activation_bases: Annotated[int, Field(ge=1, le=8)] = 1
 
     stage: ClassVar[Stage | None] = Stage.BINARIZE
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, said: Any) -> Any:
+        name = said.get("method", "bonn") if isinstance(said, Mapping) else None
+        method = METHODS.get(name) if isinstance(name, str) else None  # type: ignore[call-overload]
+        return said if method is None else {**method.preset, **said}
+
+    @property
+    def way(self) -> Method:
+        """What ``method`` names."""
+        return METHODS[self.method]
+
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
         """See ``ModifierConfig.problems``."""
+        for key in sorted(self.model_fields_set & (OF_SOME - self.way.keys)):
+            have = ", ".join(name for name, method in METHODS.items() if key in method.keys)
+            yield (key,), f"{key!r} has no meaning for method {self.method!r}: it is of {have}"
         for i, selector in enumerate(self.targets or ()):
             problem = selector_problem(selector)
             if problem:
@@ -67,6 +95,13 @@ class BinarizeConfig(ModifierConfig):
             yield ("bound",), "the polynomial gradient has a fixed bound of 1"
         if self.threshold == "never" and "threshold_init" in self.model_fields_set:
             yield ("threshold_init",), "there is no threshold to give a first value: threshold is 'never'"
+
+
+def method_problem(who: str, method: str, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
+    """Yield what is wrong where ``who`` is for layers of ``method`` and no ``binarize`` before it makes such."""
+    made = [config.method for config in before if isinstance(config, BinarizeConfig)]
+    if made and method not in made:
+        yield ("type",), f"{who} is for binarize with method {method!r}; the one before it has {made[-1]!r}"
 
 
 @dataclass(frozen=True)
@@ -88,17 +123,19 @@ class Binarize(Modifier[BinarizeConfig]):
 
     Attributes:
         names: the convolutions.
+        layers: what they became for the training.
         replaced: the activations that became an RPReLU, by the convolution they follow.
     """
 
     names: tuple[str, ...] = ()
+    layers: tuple[SignInput, ...] = ()
     replaced: Mapping[str, str] = MappingProxyType({})
 
     def prepare(self, model: nn.Module, context: PrepareContext) -> None:
         """Swap the selected convolutions; see ``Modifier.prepare``."""
         config = self.config
         convolutions = select_convolutions(model, config.targets, config.expect, context.example_input)
-        if config.threshold == "auto" and context.example_input is None:
+        if config.threshold == "auto" and config.way.takes_signs and context.example_input is None:
             raise ModelError(
                 "threshold 'auto' needs a look at the activations: pass example_inputs, or set 'always' or 'never'",
                 ("threshold",),
@@ -106,10 +143,12 @@ class Binarize(Modifier[BinarizeConfig]):
         self.names = tuple(convolutions)
         if config.activation == "rprelu":
             self._replace_activations(model, context)
-        layer_class = BinaryConv2d if config.weights == "binary" else SignConv2d
         for name, conv in convolutions.items():
-            replace_module(model, name, layer_class(conv, ste=config.ste, bound=config.bound))
-        if config.threshold == "never":
+            real = config.weights == "real"
+            made = SignConv2d(conv, ste=config.ste, bound=config.bound) if real else config.way.make(conv, config)
+            replace_module(model, name, made)
+            self.layers = (*self.layers, made)
+        if config.threshold == "never" or not config.way.takes_signs:
             return
         signs = {}
         if config.threshold == "auto":
@@ -129,11 +168,16 @@ class Binarize(Modifier[BinarizeConfig]):
         for found in dict.fromkeys(following.values()):
             replace_module(model, found.name, RPReLU.like(model.get_submodule(found.name), found.channels))
 
+    def on_after_optimizer_step(self) -> None:
+        """Let a method clip its weights."""
+        for layer in self.layers:
+            layer.after_step()
+
     def convert(self, model: nn.Module, context: ConvertContext) -> None:
         """Replace each layer by the one that is stored."""
         for name in self.names:
             layer = model.get_submodule(name)
-            assert isinstance(layer, (BinaryConv2d, SignConv2d))
+            assert isinstance(layer, (BinaryConv2d, SignConv2d, MethodConv2d))
             replace_module(model, name, layer.pack())
 
 

@@ -22,6 +22,7 @@ from bonn_plugin.modifiers.base import (
     WindowConfig,
     register_modifier,
 )
+from bonn_plugin.modifiers.binarize import method_problem
 from bonn_plugin.modifiers.select import match_convolutions, selector_problem
 from bonn_plugin.nn import BinaryConv2d, FilterMerge
 from bonn_plugin.nn.merge import model_pruning_loss
@@ -69,6 +70,7 @@ class FilterMergeConfig(WindowConfig):
     def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
         """See ``ModifierConfig.problems``."""
         yield from super().problems(epochs, before)
+        yield from method_problem(self.type, "bonn", before)
         if isinstance(self.keep, dict):
             if self.sensitivity:
                 yield ("sensitivity",), "sensitivity chooses the shares of the layers: keep must be one number then"

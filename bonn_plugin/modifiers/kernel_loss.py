@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -13,12 +13,15 @@ from bonn_plugin.functional import kernel_loss
 from bonn_plugin.modifiers.base import (
     Batch,
     Modifier,
+    ModifierConfig,
+    Path,
     PrepareContext,
     Real,
     Stage,
     WindowConfig,
     register_modifier,
 )
+from bonn_plugin.modifiers.binarize import method_problem
 from bonn_plugin.nn import BimodalPrior, BinaryConv2d
 
 
@@ -38,6 +41,11 @@ class KernelLossConfig(WindowConfig):
 
     stage: ClassVar[Stage | None] = Stage.TRAIN
     needs: ClassVar[Mapping[str, str]] = {"binarize": "its loss is over 1-bit kernels"}
+
+    def problems(self, epochs: int, before: tuple[ModifierConfig, ...]) -> Iterator[tuple[Path, str]]:
+        """See ``ModifierConfig.problems``."""
+        yield from super().problems(epochs, before)
+        yield from method_problem(self.type, "bonn", before)
 
 
 @register_modifier("kernel_loss", KernelLossConfig)

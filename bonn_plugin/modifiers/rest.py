@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from bonn_plugin.errors import ModelError
 from bonn_plugin.modifiers.base import ConvertContext, Modifier, ModifierConfig, Path, PrepareContext, Stage
 from bonn_plugin.modifiers.select import match_names, selector_problem
-from bonn_plugin.nn import ConvGeometry, PackedConv2d, SignInput, StoredSignConv2d
+from bonn_plugin.nn import BINARISED, ConvGeometry
 from bonn_plugin.passes import require_host
 
 _CLAIM = "_bonn_pass"
@@ -136,7 +136,7 @@ def select_real(model: nn.Module, config: RestConfig, takes: tuple[type[nn.Modul
 
 def _unfit(module: nn.Module, takes: tuple[type[nn.Module], ...]) -> str | None:
     """Why a pass can't take a module; None if it can."""
-    if isinstance(module, (SignInput, PackedConv2d, StoredSignConv2d)):
+    if isinstance(module, BINARISED):
         return "it is binarised"
     if parametrize.is_parametrized(module):
         return "its weights are masked by a pruning, which stores them itself"

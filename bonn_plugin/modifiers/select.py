@@ -14,10 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from bonn_plugin.errors import ModelError
 from bonn_plugin.modifiers.reach import WEIGHT_ELSEWHERE, misused
-from bonn_plugin.nn import ConvGeometry, PackedConv2d, SignInput, StoredSignConv2d
+from bonn_plugin.nn import BINARISED, ConvGeometry
 from bonn_plugin.nn.inputs import IMAGE_CHANNELS
-
-_BINARISED = (SignInput, PackedConv2d, StoredSignConv2d)
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def select_convolutions(
     convolutions: dict[str, nn.Conv2d] = {}
     for name in chosen:
         module = modules[name]
-        if isinstance(module, _BINARISED):
+        if isinstance(module, BINARISED):
             raise ModelError(f"{name} is binarised already: binarising a module twice is an error", ("targets",))
         reason = unfit_reason(module)
         if reason is not None:
@@ -204,7 +202,7 @@ def match_names(
 
 
 def _match(modules: dict[str, nn.Module], selector: str) -> list[str]:
-    convolutions = [name for name, m in modules.items() if isinstance(m, (nn.Conv2d, *_BINARISED))]
+    convolutions = [name for name, m in modules.items() if isinstance(m, (nn.Conv2d, *BINARISED))]
 
     def refusal(name: str) -> str:
         return f"{name} can't be binarised: {unfit_reason(modules[name])}"
@@ -214,13 +212,13 @@ def _match(modules: dict[str, nn.Module], selector: str) -> list[str]:
 
 def _reasons_by_default(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Return by name why the default leaves a module alone; those that it takes are left out."""
-    kinds = (nn.Conv2d, *_BINARISED)
+    kinds = (nn.Conv2d, *BINARISED)
     first = next(((name, m) for name, m in modules.items() if isinstance(m, kinds)), None)
     users = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
     part: str = getattr(model, "compressible", "")
     reasons: dict[str, str] = {}
     for name, module in modules.items():
-        if isinstance(module, _BINARISED):
+        if isinstance(module, BINARISED):
             continue
         if not isinstance(module, nn.Conv2d):
             reasons[name] = unfit_reason(module) or ""
@@ -252,7 +250,7 @@ def _default_reason(module: nn.Conv2d, first: nn.Module, users: Mapping[int, int
 
 def _convolves(module: nn.Module) -> bool:
     """Whether a module is a convolution in full precision, of torch's kinds or another with a kernel and weights."""
-    if isinstance(module, _BINARISED):
+    if isinstance(module, BINARISED):
         return False
     return isinstance(module, _ConvNd) or (
         hasattr(module, "kernel_size") and bool(list(module.parameters(recurse=False)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bonn_plugin.functional import pack_signs, sign, unpack_signs
+from bonn_plugin.functional.methods import xnor_input_scale
 from bonn_plugin.nn.geometry import ConvAttributes, ConvGeometry
 from bonn_plugin.nn.operations import Macs
 from bonn_plugin.nn.storage import Filters, Role, StoredTensor, register_replacement
@@ -63,7 +64,8 @@ class PackedConv2d(ConvAttributes, nn.Module):
     Exact, and no faster than a full-precision convolution: the signs are unpacked at each call. It
     is there for evaluation and as the source of an export.
 
-    Buffers: ``weight_packed`` uint8 (unique, ceil(n / 8)), see ``pack_signs``; ``weight_scale`` w̄, a scalar.
+    Buffers: ``weight_packed`` uint8 (unique, ceil(n / 8)), see ``pack_signs``; ``weight_scale`` w̄, a scalar, or
+    (C_out,) where the method has a scale a filter.
     Where filters were merged, ``weight_index`` (C_out,) is the row of ``weight_packed`` that each output
     takes, in the smallest integer dtype that holds it; where some outputs take the opposite of a row,
     ``weight_sign`` uint8 (ceil(C_out / 8),) has a bit 1 for +1 and 0 for -1; where outputs are zeroed,
@@ -77,6 +79,8 @@ class PackedConv2d(ConvAttributes, nn.Module):
         unique: filters that are stored, C_out if None.
         sign: whether there are output signs.
         kept: whether there are zeroed outputs.
+        filter_scales: whether each filter has a scale of its own.
+        input_scale: whether outputs are multiplied by the mean of |x - t| over their window (XNOR-Net, Eq. 11).
 
     Raises:
         ValueError: ``unique`` does not fit the geometry.
@@ -102,9 +106,12 @@ class PackedConv2d(ConvAttributes, nn.Module):
         unique: int | None = None,
         sign: bool = False,
         kept: bool = False,
+        filter_scales: bool = False,
+        input_scale: bool = False,
     ) -> None:
         super().__init__()
         self.geometry = geometry
+        self.input_scale = input_scale
         shape = geometry.weight_shape
         unique = shape[0] if unique is None else unique
         if not 1 <= unique <= shape[0] or (geometry.groups > 1 and unique < shape[0]):
@@ -117,7 +124,7 @@ class PackedConv2d(ConvAttributes, nn.Module):
         self.register_buffer("weight_index", index)
         self.register_buffer("weight_sign", torch.zeros(outputs, dtype=torch.uint8) if sign else None)
         self.register_buffer("weight_kept", torch.zeros(outputs, dtype=torch.uint8) if kept else None)
-        self.register_buffer("weight_scale", torch.ones(()))
+        self.register_buffer("weight_scale", torch.ones(shape[0] if filter_scales else ()))
         self.register_buffer("threshold", torch.zeros(geometry.in_channels) if threshold else None)
         self.register_buffer("bias", torch.zeros(geometry.out_channels) if bias else None)
 
@@ -130,16 +137,19 @@ class PackedConv2d(ConvAttributes, nn.Module):
         threshold: Tensor | None,
         bias: Tensor | None,
         kept: Tensor | None = None,
+        *,
+        input_scale: bool = False,
     ) -> PackedConv2d:
         """Pack the signs of ``weight``; filters whose signs are all equal, or all opposite, are stored once.
 
         Args:
             geometry: the convolution's shape.
             weight: (C_out, C_in / groups, kh, kw).
-            scale: w̄, a scalar.
+            scale: w̄, a scalar, or (C_out,).
             threshold: (C_in,).
             bias: (C_out,).
             kept: bool (C_out,), the outputs that are not zeroed; None for all.
+            input_scale: see the class.
         """
         if kept is not None and bool(kept.all()):
             kept = None
@@ -153,6 +163,8 @@ class PackedConv2d(ConvAttributes, nn.Module):
             unique=len(rows),
             sign=signs is not None,
             kept=kept is not None,
+            filter_scales=scale.dim() > 0,
+            input_scale=input_scale,
         )
         packed.weight_packed = pack_signs(weight[rows.to(weight.device)])
         packed.weight_scale = scale
@@ -184,7 +196,9 @@ class PackedConv2d(ConvAttributes, nn.Module):
         factor = self.output_sign()
         if factor is not None:  # sums of ±1 are exact, and so is their opposite
             y = y * factor.to(y.dtype)[:, None, None]
-        y = (y.to(self.weight_scale.dtype) * self.weight_scale).to(y.dtype)
+        y = (y.to(self.weight_scale.dtype) * by_channel(self.weight_scale)).to(y.dtype)
+        if self.input_scale:
+            y = scale_by_input(y, x, self.geometry)
         if self.bias is not None:
             y = y + self.bias[:, None, None]
         return y
@@ -209,7 +223,8 @@ class PackedConv2d(ConvAttributes, nn.Module):
         factor = self.output_sign()
         if factor is not None:
             weight = weight * factor[:, None, None, None]
-        return weight * self.weight_scale
+        scale = self.weight_scale
+        return weight * (scale[:, None, None, None] if scale.dim() else scale)
 
     @property
     def weight(self) -> Tensor:
@@ -227,7 +242,13 @@ class PackedConv2d(ConvAttributes, nn.Module):
 
     def without_merging(self) -> PackedConv2d:
         """Return a layer of the same shape that stores each filter: to count what merging saves."""
-        return PackedConv2d(self.geometry, threshold=self.threshold is not None, bias=self.bias is not None)
+        return PackedConv2d(
+            self.geometry,
+            threshold=self.threshold is not None,
+            bias=self.bias is not None,
+            filter_scales=self.weight_scale.dim() > 0,
+            input_scale=self.input_scale,
+        )
 
     def stored_tensors(self) -> Mapping[str, StoredTensor]:
         """Declare the packed signs, the scale, and index, signs, threshold and bias where there are any."""
@@ -266,12 +287,14 @@ class PackedConv2d(ConvAttributes, nn.Module):
             "unique": self.unique_filters,
             "sign": self.weight_sign is not None,
             "kept": self.weight_kept is not None,
+            "filter_scales": self.weight_scale.dim() > 0,
+            "input_scale": self.input_scale,
         }
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> PackedConv2d:
         """Build the layer with empty tensors. Raises ValueError on a spec that makes no sense."""
-        flags = {name: bool(spec.get(name)) for name in ("threshold", "bias", "sign", "kept")}
+        flags = {name: bool(spec.get(name)) for name in _FLAGS}
         unique = spec.get("unique")
         if unique is not None and type(unique) is not int:
             raise ValueError(f"{unique!r} is not a number of filters")
@@ -280,6 +303,21 @@ class PackedConv2d(ConvAttributes, nn.Module):
     def extra_repr(self) -> str:
         """Return the line that ``print(model)`` shows."""
         return f"{self.geometry}, threshold={self.threshold is not None}, unique={self.unique_filters}"
+
+
+_FLAGS = ("threshold", "bias", "sign", "kept", "filter_scales", "input_scale")
+
+
+def by_channel(scale: Tensor) -> Tensor:
+    """Return a scale that multiplies (B, C_out, H, W): a scalar as it is, (C_out,) as (C_out, 1, 1)."""
+    return scale[:, None, None] if scale.dim() else scale
+
+
+def scale_by_input(y: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Return ``y`` (B, C_out, H', W') times K of ``x`` (B, C_in, H, W), see ``xnor_input_scale``."""
+    g = geometry
+    k = xnor_input_scale(x, g.kernel_size, g.stride, g.padding, g.dilation, g.groups)
+    return y * k.repeat_interleave(g.out_channels // g.groups, 1).to(y.dtype)
 
 
 def unique_filters(weight: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -18,6 +18,9 @@ THRESHOLD_BATCHES = 8
 class SignInput(ConvAttributes, nn.Module):
     """Takes the sign of its input, with a learned threshold per channel where it is given one.
 
+    ``binarizes_input`` tells a network to leave out the activation before it; ``takes_signs`` whether it is signs that
+    it reads: a subclass may read something else.
+
     Args:
         conv: the convolution to replace; its ``weight`` (and ``bias``) become this module's, the
             very same Parameter, so that names and optimizers go on.
@@ -29,6 +32,7 @@ class SignInput(ConvAttributes, nn.Module):
     """
 
     binarizes_input = True
+    takes_signs = True
     threshold_batches: Tensor
 
     def __init__(self, conv: nn.Conv2d, ste: Ste, bound: float) -> None:
@@ -40,6 +44,9 @@ class SignInput(ConvAttributes, nn.Module):
         self.bias = conv.bias
         self.threshold: nn.Parameter | None = None
         self._batches_left: int | None = 0
+
+    def after_step(self) -> None:
+        """Do what the method does once the optimizer has moved: nothing, but in a subclass."""
 
     def add_threshold(self, *, from_input: bool = True) -> None:
         """Give the layer a threshold per input channel, (C_in,).
