@@ -1,0 +1,81 @@
+"""docs/results.md from the trainings of benchmarks/tables.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, median, stdev
+
+from scipy.stats import ttest_rel
+from tables_rows import LAMBDA, NU, SETTINGS, TABLES, THETA, recipe_text
+
+TEXT = Path(__file__).parent / "tables_text.md"
+
+
+def write_page(page, dataset, root, done, key_of):
+    """Write the page: the tables, their paired tests, and the words of tables_text.md about them.
+
+    ``done`` are results by key, ``key_of`` makes a key of a recipe and a seed.
+    """
+    s = SETTINGS[dataset]
+    parts = {}
+    used = []
+    for name, table in TABLES.items():
+        found = {}
+        for row in table.rows:
+            text = recipe_text(row, dataset, root)
+            runs = {seed: done[k] for seed in range(1000) if (k := key_of(text, seed)) in done}
+            if runs:
+                found[row.name] = runs
+                used += runs.values()
+        if found:
+            parts[name] = "\n".join(_table(table, found))
+    if not used:
+        raise SystemExit("nothing has been measured yet")
+    machines = sorted({r["machine"] for r in used})
+    dates = sorted({r["date"] for r in used})
+    setting = (
+        f"`python benchmarks/tables.py --out runs/tables --dataset {dataset}`: {s.what}; {s.epochs} epochs, batch "
+        f"{s.batch_size}, Adam {s.lr:g} (w {s.lr_bonn[0]:g}, sigma {s.lr_bonn[1]:g}), cosine with {s.warmup} epoch(s) of "
+        f"warm-up; lambda {LAMBDA}, nu {NU}, theta {THETA} from epoch {s.feature_start} on. Top-1 in %, mean ± standard "
+        "deviation over seeds; p: paired t-test over seeds, two-sided. "
+        f"{'; '.join(machines)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
+    )
+    words = TEXT.read_text(encoding="utf-8")
+    for name in TABLES:
+        words = words.replace(f"<!-- {name} -->", parts.get(name, "Not measured."))
+    page.write_text(words.replace("<!-- setting -->", setting), encoding="utf-8")
+
+
+def _table(table, found):
+    paper = bool(table.paper)
+    yield f"{table.words}\n"
+    yield "| | top-1, % | seeds | stored bits, rate | OPs | minutes a training |" + (" paper, % |" if paper else "")
+    yield "| --- | --: | --: | --: | --: | --: |" + (" --: |" if paper else "")
+    for row in table.rows:
+        runs = list(found.get(row.name, {}).values())
+        if not runs:
+            continue
+        tops = [r["top1"] for r in runs]
+        spread = f" ± {stdev(tops):.2f}" if len(tops) > 1 else ""
+        line = (
+            f"| {row.name} | {mean(tops):.2f}{spread} | {len(tops)} | {runs[0]['rate']:.2f} | {runs[0]['ops']:.2e} | "
+            f"{median(r['seconds'] for r in runs) / 60:.1f} |"
+        )
+        yield line + (f" {table.paper.get(row.name, '')} |" if paper else "")
+    pairs = [p for p in table.pairs if p[0] in found and p[1] in found]
+    if pairs:
+        yield "\n| compared | difference | standard error | p | seeds |"
+        yield "| --- | --: | --: | --: | --: |"
+    for better, worse in pairs:
+        common = sorted(found[better].keys() & found[worse].keys())
+        a, b = ([found[n][seed]["top1"] for seed in common] for n in (better, worse))
+        difference = [x - y for x, y in zip(a, b, strict=True)]
+        if len(common) < 2:
+            continue
+        error = stdev(difference) / len(common) ** 0.5
+        p = ttest_rel(a, b).pvalue if error else float(not mean(difference))
+        yield f"| {better} − {worse} | {mean(difference):+.2f} | {error:.2f} | {_p(p)} | {len(common)} |"
+
+
+def _p(p):
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

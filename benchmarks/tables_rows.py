@@ -1,0 +1,270 @@
+"""What benchmarks/tables.py trains: the rows of each table and the settings of each data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Width = Literal["narrow", "wide"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows of one data set have in common.
+
+    ``networks`` are by width, the inside of a mapping; ``feature_start`` is the first epoch of the feature loss, ``merge_end``
+    the last of merging; ``lr_bonn`` are the learning rates of w and of sigma.
+    """
+
+    data: str
+    networks: dict[Width, str]
+    epochs: int
+    batch_size: int
+    lr: float
+    warmup: int
+    feature_start: int
+    merge_end: int
+    what: str
+    lr_bonn: tuple[float, float] = (5e-5, 5e-4)
+
+
+RESNET = "name: bonn_resnet18, num_classes: 10, args: {{widths: {widths}, shortcut: {shortcut}}}"
+WRN = "name: {name}, num_classes: {classes}, args: {{{{shortcut: {{shortcut}}}}}}"
+SETTINGS = {
+    "digits_clutter": Setting(
+        data="name: digits_clutter",
+        networks={
+            "narrow": RESNET.replace("{widths}", "[16, 32, 64, 128]"),
+            "wide": RESNET.replace("{widths}", "[64, 128, 256, 512]"),
+        },
+        epochs=12,
+        batch_size=64,
+        lr=5e-3,
+        warmup=1,
+        feature_start=8,
+        merge_end=6,
+        what="ResNet18 of a quarter of the width (16-32-64-128) and of the whole (64-128-256-512), 32 px",
+    ),
+    **{
+        name: Setting(
+            data=f"name: {name}, root: ROOT",
+            networks={
+                "narrow": WRN.format(name="bonn_wrn22_16", classes=classes),
+                "wide": WRN.format(name="bonn_wrn22_64", classes=classes),
+            },
+            epochs=200,
+            batch_size=128,
+            lr=3e-3,
+            warmup=5,
+            feature_start=160,
+            merge_end=60,
+            what="WRN22 16-16-32-64 and 64-64-128-256",
+        )
+        for name, classes in (("cifar10", 10), ("cifar100", 100))
+    },
+}
+
+LAMBDA, NU, THETA = "1e-4", "1e-3", "1e-3"
+"""The paper's lambda and theta (section 3.2) and its nu for ResNet18 (section 3.1.3)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training: ``binarize`` are its settings, None for full precision; ``more`` are modifiers after it."""
+
+    name: str
+    binarize: str | None = "method: bonn"
+    more: tuple[str, ...] = ()
+    shortcut: str = "conv"
+    width: Width = "narrow"
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its rows, and pairs (better, worse) of row names that are compared over the seeds."""
+
+    title: str
+    words: str
+    rows: tuple[Row, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+    paper: dict[str, str] = field(default_factory=dict)
+
+
+def kernel(lam: str = LAMBDA, nu: str = NU) -> str:
+    return f"{{type: kernel_loss, lambda: {lam}, nu: {nu}}}"
+
+
+def feature(theta: str = THETA) -> str:
+    return f"{{type: feature_loss, theta: {theta}, start: FEATURE_START}}"
+
+
+FULL = Row("full precision", None)
+NONE = Row("BONN, no Bayesian loss")
+KERNEL = Row("BONN, kernel loss", more=(kernel(),))
+FEATURE = Row("BONN, feature loss", more=(feature(),))
+BOTH = Row("BONN", more=(kernel(), feature()))
+BIREAL = Row("Bi-Real Net", "method: bireal")
+XNOR = Row("XNOR-Net", "method: xnor", shortcut="block")
+BNN = Row("BNN", "method: bnn", shortcut="block")
+XNOR_SAME = Row("XNOR-Net, BONN's network", "method: xnor")
+BNN_SAME = Row("BNN, BONN's network", "method: bnn")
+WIDE_FULL = Row("full precision, wide", None, width="wide")
+WIDE_XNOR = Row("XNOR-Net, wide", "method: xnor", shortcut="block", width="wide")
+WIDE_BONN = Row("BONN, wide", more=(kernel(), feature()), width="wide")
+
+TABLES = {
+    "table2": Table(
+        "Table 2: the Bayesian losses",
+        "The paper's Table 2 (ResNet18, ImageNet) without and with each loss.",
+        (NONE, KERNEL, FEATURE, BOTH),
+        (
+            (KERNEL.name, NONE.name),
+            (FEATURE.name, NONE.name),
+            (BOTH.name, NONE.name),
+            (BOTH.name, KERNEL.name),
+            (BOTH.name, FEATURE.name),
+        ),
+        {NONE.name: "56.3", KERNEL.name: "58.3", FEATURE.name: "58.4", BOTH.name: "59.3"},
+    ),
+    "table3": Table(
+        "Table 3: full precision, XNOR-Net and BONN at two widths",
+        "The paper's Table 3 (WRN22, CIFAR-10).",
+        (FULL, XNOR, BOTH, WIDE_FULL, WIDE_XNOR, WIDE_BONN),
+        (
+            (BOTH.name, XNOR.name),
+            (WIDE_BONN.name, WIDE_XNOR.name),
+            (FULL.name, BOTH.name),
+            (WIDE_FULL.name, WIDE_BONN.name),
+        ),
+        {
+            FULL.name: "91.66",
+            XNOR.name: "81.90",
+            BOTH.name: "87.34",
+            WIDE_FULL.name: "94.96",
+            WIDE_XNOR.name: "88.52",
+            WIDE_BONN.name: "92.36",
+        },
+    ),
+    "table4": Table(
+        "Table 4: the methods",
+        "The paper's Table 4 (ResNet18, ImageNet), each method in the network that it was published with: a shortcut "
+        "round two convolutions for those before Bi-Real Net, round each for the others. BNN and XNOR-Net stand in BONN's "
+        "network too.",
+        (
+            FULL,
+            BNN,
+            XNOR,
+            Row("BWN (real activations)", "method: bwn", shortcut="block"),
+            Row("DoReFa-Net (4-bit activations)", "method: dorefa, activation_bits: 4", shortcut="block"),
+            Row("TBN (ternary activations)", "method: tbn", shortcut="block"),
+            Row("ABC-Net (1 base, 1 base)", "method: abc", shortcut="block"),
+            Row("ABC-Net (3 bases, 3 bases)", "method: abc, weight_bases: 3, activation_bases: 3", shortcut="block"),
+            BNN_SAME,
+            XNOR_SAME,
+            BIREAL,
+            Row("PCNN", "method: pcnn", ("{type: projection_loss, lambda: 1e-4}",)),
+            BOTH,
+            Row("ReActNet", "method: reactnet"),
+        ),
+        (
+            (BOTH.name, BIREAL.name),
+            (BIREAL.name, BNN.name),
+            (BOTH.name, BNN.name),
+            (BOTH.name, XNOR.name),
+            (BOTH.name, XNOR_SAME.name),
+            (BIREAL.name, BNN_SAME.name),
+        ),
+        {
+            FULL.name: "69.3",
+            BNN.name: "42.2",
+            XNOR.name: "51.2",
+            "ABC-Net (1 base, 1 base)": "42.7",
+            BIREAL.name: "56.4",
+            "PCNN": "57.3",
+            BOTH.name: "59.3",
+        },
+    ),
+    "lambda": Table(
+        "Ablation: lambda",
+        "Kernel loss alone, nu as above.",
+        (NONE, *(Row(f"lambda {lam}", more=(kernel(lam),)) for lam in ("1e-5", "1e-3", "1e-2")), KERNEL),
+        tuple((f"lambda {lam}", NONE.name) for lam in ("1e-5", "1e-3", "1e-2")),
+    ),
+    "theta": Table(
+        "Ablation: theta",
+        "Feature loss alone, in the last third.",
+        (NONE, *(Row(f"theta {theta}", more=(feature(theta),)) for theta in ("1e-4", "1e-2")), FEATURE),
+        tuple((f"theta {theta}", NONE.name) for theta in ("1e-4", "1e-2")),
+    ),
+    "modes": Table(
+        "Do two modes help, or would weight decay do?",
+        "Controls of the kernel loss: weight decay on the latent kernels, and the same loss with both modes at zero, "
+        "which is a weight decay of learned strength.",
+        (
+            NONE,
+            KERNEL,
+            Row("one mode at zero", more=("{type: one_mode, lambda: LAMBDA, nu: NU}",)),
+            Row("weight decay 1e-4", weight_decay=1e-4),
+            Row("weight decay 1e-3", weight_decay=1e-3),
+        ),
+        (
+            (KERNEL.name, "one mode at zero"),
+            (KERNEL.name, "weight decay 1e-4"),
+            (KERNEL.name, "weight decay 1e-3"),
+            ("one mode at zero", NONE.name),
+        ),
+    ),
+    "merging": Table(
+        "Merging filters",
+        "Bayesian pruning on top of both losses: the share of filters that is kept.",
+        (
+            BOTH,
+            *(
+                Row(
+                    f"keep {keep}",
+                    more=(kernel(), feature(), f"{{type: filter_merge, keep: {keep}, start: 1, end: MERGE_END}}"),
+                )
+                for keep in ("0.75", "0.5")
+            ),
+        ),
+        ((BOTH.name, "keep 0.75"), (BOTH.name, "keep 0.5")),
+    ),
+}
+
+
+def recipe_text(row: Row, dataset: str, root: str) -> str:
+    """Return the recipe of a row, without its seed."""
+    s = SETTINGS[dataset]
+    rates = []
+    bonn = row.binarize is not None and "method: bonn" in row.binarize
+    if bonn:
+        rates.append(f"modulation: {s.lr_bonn[0]:g}")
+    if bonn and any("kernel_loss" in m or "one_mode" in m for m in row.more):
+        rates.append(f"sigma: {s.lr_bonn[1]:g}")
+    modifiers = [] if row.binarize is None else [f"{{type: binarize, {_threshold(row.binarize)}}}", *row.more]
+    listed = ", ".join(modifiers)
+    for word, value in (
+        ("FEATURE_START", str(s.feature_start)),
+        ("MERGE_END", str(s.merge_end)),
+        ("LAMBDA", LAMBDA),
+        ("NU", NU),
+    ):
+        listed = listed.replace(word, value)
+    return f"""version: 1
+name: tables
+model: {{task: classification, {s.networks[row.width].format(shortcut=row.shortcut)}}}
+data: {{{s.data.replace("ROOT", root)}}}
+training:
+  epochs: {s.epochs}
+  batch_size: {s.batch_size}
+  optimizer: {{name: adam, lr: {s.lr:g}, weight_decay: {row.weight_decay:g}, lr_by_role: {{{", ".join(rates)}}}}}
+  schedule: {{name: cosine, warmup_epochs: {s.warmup}}}
+modifiers: [{listed}]
+"""
+
+
+def _threshold(binarize: str) -> str:
+    """No learned thresholds where the method has none of its own: the networks feed both signs."""
+    own = any(name in binarize for name in ("bwn", "dorefa", "tbn", "abc", "reactnet"))
+    return binarize if own else f"{binarize}, threshold: never"
