@@ -34,10 +34,10 @@ def write_page(page, dataset, root, done, key_of):
     machines = sorted({r["machine"] for r in used})
     dates = sorted({r["date"] for r in used})
     setting = (
-        f"`python benchmarks/tables.py --out runs/tables --dataset {dataset}`: {s.what}; {s.epochs} epochs, batch "
-        f"{s.batch_size}, Adam {s.lr:g} (w {s.lr_bonn[0]:g}, sigma {s.lr_bonn[1]:g}), cosine with {s.warmup} epoch(s) of "
-        f"warm-up; lambda {LAMBDA}, nu {NU}, theta {THETA} from epoch {s.feature_start} on. Top-1 in %, mean ± standard "
-        "deviation over seeds; p: paired t-test over seeds, two-sided. "
+        f"`python benchmarks/tables.py --out runs/tables --dataset {dataset}`: {s.what}; {s.epochs} epochs, "
+        f"batch {s.batch_size}, Adam {s.lr:g} (w {s.lr_bonn[0]:g}, sigma {s.lr_bonn[1]:g}), cosine with {s.warmup} "
+        f"epoch(s) of warm-up; lambda {LAMBDA}, nu {NU}, theta {THETA} from epoch {s.feature_start} on. Top-1 in %, "
+        "mean ± standard deviation over seeds; p: paired t-test over seeds, two-sided. "
         f"{'; '.join(machines)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
     )
     words = TEXT.read_text(encoding="utf-8")

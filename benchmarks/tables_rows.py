@@ -12,8 +12,8 @@ Width = Literal["narrow", "wide"]
 class Setting:
     """What all rows of one data set have in common.
 
-    ``networks`` are by width, the inside of a mapping; ``feature_start`` is the first epoch of the feature loss, ``merge_end``
-    the last of merging; ``lr_bonn`` are the learning rates of w and of sigma.
+    ``networks`` are by width, the inside of a mapping; ``feature_start`` is the first epoch of the feature loss,
+    ``merge_end`` the last of merging; ``lr_bonn`` are the learning rates of w and of sigma.
     """
 
     data: str
@@ -149,8 +149,8 @@ TABLES = {
     "table4": Table(
         "Table 4: the methods",
         "The paper's Table 4 (ResNet18, ImageNet), each method in the network that it was published with: a shortcut "
-        "round two convolutions for those before Bi-Real Net, round each for the others. BNN and XNOR-Net stand in BONN's "
-        "network too.",
+        "round two convolutions for those before Bi-Real Net, round each for the others. BNN and XNOR-Net stand in "
+        "BONN's network too.",
         (
             FULL,
             BNN,

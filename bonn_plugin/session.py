@@ -335,6 +335,7 @@ class Session:
                 modifier.convert(packed, context)
         return packed.eval()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what modifiers do, such as K-means, is not the network's
     def _begin_step(self) -> None:
         self.model  # noqa: B018 - raises before prepare
         if self._in_step:

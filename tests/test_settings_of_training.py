@@ -121,6 +121,33 @@ def test_compile_changes_neither_losses_nor_names(tmp_path: Path, monkeypatch: p
     assert compiled.finish().report.accuracy.identical_logits
 
 
+METHOD = """
+version: 1
+name: compiled
+model: {{name: bonn_resnet18, num_classes: 10, args: {{widths: [8, 8], depths: [2, 2]}}}}
+data: {{name: digits, size: 16, per_class: 20}}
+training: {{epochs: 3, batch_size: 50, compile: true, optimizer: {{name: adam, lr: 1e-2}}}}
+modifiers: [{{type: binarize, method: {method}}}{more}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("bonn", ", {type: filter_merge, keep: 0.5, start: 0, end: 2}"),
+        ("abc, weight_bases: 2", ""),
+    ],
+)
+def test_what_modifiers_do_between_steps_is_not_compiled(
+    method: str, more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: own(module, backend="eager"))
+    runner = make(tmp_path, text=METHOD.format(method=method, more=more))
+    runner.train(resume=False)
+    assert runner.finish().report.accuracy.identical_logits
+
+
 # --- ema -----------------------------------------------------------------------------------------
 
 

@@ -24,8 +24,8 @@ class _Bases(Function):
     def forward(ctx: Any, weight: Tensor, count: int) -> Tensor:
         centred = weight - weight.mean((1, 2, 3), keepdim=True)
         spread = weight.std((1, 2, 3), correction=0, keepdim=True)
-        shifts = torch.linspace(-1, 1, count) if count > 1 else torch.zeros(1)
-        return torch.stack([sign(centred + float(u) * spread) for u in shifts])
+        shifts = [2 * m / (count - 1) - 1 for m in range(count)] if count > 1 else [0.0]
+        return torch.stack([sign(centred + u * spread) for u in shifts])
 
     @staticmethod
     @once_differentiable
