@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ import one_mode  # noqa: F401  registers its modifier
 from tables_page import write_page
 from tables_rows import SETTINGS, TABLES, Row, recipe_text
 
+from bonn_plugin.data import classification  # noqa: E402
 from bonn_plugin.nn.distribution import latent_valleys
 from bonn_plugin.recipe import parse_recipe
 from bonn_plugin.train import Runner
@@ -51,6 +53,8 @@ class Silent:
 def train(text, seed, device, threads):
     """Train, pack, reload; return what is known of it."""
     torch.set_num_threads(threads)
+    if not hasattr(classification.digits_clutter, "cache_info"):  # the same images in each training of this process
+        classification.digits_clutter = lru_cache(1)(classification.digits_clutter)
     recipe = parse_recipe(text, overrides=[f"training.seed={seed}"])
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -65,7 +69,7 @@ def train(text, seed, device, threads):
         return {
             "top1": report.accuracy.trained_top1,
             "packed_top1": report.accuracy.packed_top1,
-            "loss": last["train_loss"]["task"],
+            "loss": last["loss"]["task"],
             "valley": sum(valleys) / len(valleys) if valleys else None,
             "rate": report.rates[0].rate,
             "ops": report.operations.ops,
@@ -129,7 +133,12 @@ def main():
         running = {pool.submit(train, text, seed, args.device, args.threads): (k, r, seed) for k, r, text, seed in todo}
         for i, future in enumerate(as_completed(running)):
             key, row, seed = running[future]
-            result = {"key": key, "row": row.name, "seed": seed, **future.result()}
+            try:
+                found = future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            result = {"key": key, "row": row.name, "seed": seed, **found}
             result |= {"machine": machine, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
             file.write(json.dumps(result) + "\n")
             file.flush()
