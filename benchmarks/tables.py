@@ -34,7 +34,7 @@ import one_mode  # noqa: F401  registers its modifier
 from tables_page import write_page
 from tables_rows import SETTINGS, TABLES, Row, recipe_text
 
-from bonn_plugin.data import classification  # noqa: E402
+from bonn_plugin.data import classification
 from bonn_plugin.nn.distribution import latent_valleys
 from bonn_plugin.recipe import parse_recipe
 from bonn_plugin.train import Runner

@@ -25,7 +25,7 @@ from bonn_plugin.modifiers import (
     probe_input_signs,
     select_convolutions,
 )
-from bonn_plugin.nn import ConvGeometry, PackedConv2d, SignConv2d, SignInput, replace_module
+from bonn_plugin.nn import ConvGeometry, MethodConv2d, PackedConv2d, SignConv2d, SignInput, replace_module
 from bonn_plugin.nn.inputs import image_channels, image_size
 from bonn_plugin.nn.operations import Macs, count_macs
 from bonn_plugin.recipe import Recipe, parse_recipe
@@ -49,7 +49,7 @@ modifiers: [{{type: binarize}}]
 class Layer:
     """A convolution that would be binarised; ``signs`` are what it sees of random images, None if unreached.
 
-    ``outlined`` where the network was not run; ``takes_signs`` is false where its method reads something else.
+    ``outlined`` where the network was not run; ``code`` is what its method reads where that is not the sign.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Layer:
     real_weights: bool = False
     activation: str | None = None
     outlined: bool = False
-    takes_signs: bool = True
+    code: str = ""
 
     @property
     def remark(self) -> str:
@@ -72,8 +72,8 @@ class Layer:
 
     @property
     def _input(self) -> str:
-        if not self.takes_signs:
-            return "read as its method says, not by sign"
+        if self.code:
+            return f"read as {self.code}"
         if self.outlined:
             return "not looked at: the network is too large to run here"
         if self.signs is None:
@@ -156,7 +156,7 @@ def forecast(recipe: Recipe, model: nn.Module, size: tuple[int, int] | None = No
                 layer.threshold is not None,
                 isinstance(layer, SignConv2d),
                 replaced.get(name),
-                takes_signs=layer.takes_signs,
+                code=layer.code.words if isinstance(layer, MethodConv2d) and layer.code else "",
             )
         )
     alone = tuple(left_alone(model, example))

@@ -313,6 +313,10 @@ def test_operations_are_counted_by_the_bits_of_the_input() -> None:
     binary, real = counted("method: bnn")
     assert counted("method: dorefa, activation_bits: 2") == (2 * binary, real)
     assert counted("method: tbn") == (2 * binary, real)
+    remarks = {
+        layer.remark for layer in forecast(recipe_for("method: tbn"), recipe_model(recipe_for("method: tbn"))).layers
+    }
+    assert remarks == {"read as -1, 0 or +1"}
     assert counted("method: abc, weight_bases: 3, activation_bases: 2") == (6 * binary, real)
     assert counted("method: bwn") == (0, real + binary)
 

@@ -34,6 +34,11 @@ class InputCode(nn.Module):
         """Return what their convolutions are multiplied by, (N,); None for 1."""
         return None
 
+    @property
+    def words(self) -> str:
+        """What it makes of an input, for a reader."""
+        raise NotImplementedError
+
     def macs(self, count: int) -> Macs:
         """Count the operations of ``count`` multiply-accumulates with one base of ±1 weights."""
         raise NotImplementedError
@@ -56,6 +61,11 @@ class RealInput(InputCode):
     def codes(self, x: Tensor) -> list[Tensor]:
         """Return [x]."""
         return [x]
+
+    @property
+    def words(self) -> str:
+        """See ``InputCode``."""
+        return "real numbers"
 
     def macs(self, count: int) -> Macs:
         """Count real ones: ±1 only decides between adding and subtracting, and still it is a float that is added."""
@@ -88,6 +98,11 @@ class BitsInput(InputCode):
     def factors(self) -> Tensor | None:
         """Return 1 / (2^k - 1)."""
         return torch.tensor([1 / (2**self.bits - 1)])
+
+    @property
+    def words(self) -> str:
+        """See ``InputCode``."""
+        return f"{self.bits} bits of [0, 1]"
 
     def macs(self, count: int) -> Macs:
         """Count one binary operation for each bit of the input."""
@@ -123,6 +138,11 @@ class TernaryInput(InputCode):
     def codes(self, x: Tensor) -> list[Tensor]:
         """Return -1, 0 and +1."""
         return [ternarize_input(x, self.delta)]
+
+    @property
+    def words(self) -> str:
+        """See ``InputCode``."""
+        return "-1, 0 or +1"
 
     def macs(self, count: int) -> Macs:
         """Count two binary operations: three values take two bits."""
@@ -165,6 +185,11 @@ class ShiftedSigns(InputCode):
     def factors(self) -> Tensor | None:
         """Return beta."""
         return self.weights
+
+    @property
+    def words(self) -> str:
+        """See ``InputCode``."""
+        return f"{self.shifts.numel()} shifted signs"
 
     def macs(self, count: int) -> Macs:
         """Count one binary operation for each sign."""
