@@ -1,0 +1,90 @@
+"""benchmarks/tables.py: every row is a recipe, and the page's figures are those of the results."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from scipy.stats import ttest_rel
+
+from bonn_plugin import parse_recipe
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def rows() -> ModuleType:
+    return _module("tables_rows")
+
+
+@pytest.fixture(scope="module")
+def page(rows: ModuleType) -> ModuleType:
+    return _module("tables_page")
+
+
+def _module(name: str) -> ModuleType:
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def test_every_row_of_every_table_is_a_recipe_on_every_data_set(rows: ModuleType) -> None:
+    _module("one_mode")
+    for dataset, setting in rows.SETTINGS.items():
+        for table in rows.TABLES.values():
+            names = [row.name for row in table.rows]
+            assert len(set(names)) == len(names)
+            for row in table.rows:
+                recipe = parse_recipe(rows.recipe_text(row, dataset, "data"))
+                assert recipe.training.epochs == setting.epochs
+                assert (len(recipe.modifiers) == 0) == (row.binarize is None)
+            for pair in table.pairs:
+                assert set(pair) <= set(names) | {r.name for t in rows.TABLES.values() for r in t.rows}, table.title
+
+
+def test_rows_of_one_name_are_one_training(rows: ModuleType) -> None:
+    seen: dict[str, str] = {}
+    for table in rows.TABLES.values():
+        for row in table.rows:
+            text = rows.recipe_text(row, "digits_clutter", ".")
+            assert seen.setdefault(row.name, text) == text
+
+
+def test_the_page_gives_means_spreads_and_paired_tests(rows: ModuleType, page: ModuleType, tmp_path: Path) -> None:
+    def key_of(text: str, seed: int) -> str:
+        return f"{text}{seed}"
+
+    tops = {rows.NONE.name: [60.0, 62.0, 61.0, 63.0, 59.0], rows.KERNEL.name: [63.0, 64.0, 62.5, 66.0, 60.0]}
+    done = {}
+    for row in (rows.NONE, rows.KERNEL):
+        for seed, top in enumerate(tops[row.name]):
+            done[key_of(rows.recipe_text(row, "digits_clutter", "."), seed)] = {
+                "top1": top,
+                "rate": 18.05,
+                "ops": 661376.0,
+                "seconds": 60.0,
+                "machine": "a machine",
+                "date": "2026-11-21",
+            }
+    page.write_page(tmp_path / "results.md", "digits_clutter", ".", done, key_of)
+    text = (tmp_path / "results.md").read_text()
+    assert "| BONN, no Bayesian loss | 61.00 ± 1.58 | 5 | 18.05 | 6.61e+05 | 1.0 |" in text
+    found = re.search(r"\| BONN, kernel loss − BONN, no Bayesian loss \| \+2\.10 \| 0\.40 \| (\S+) \| 5 \|", text)
+    assert found
+    p = ttest_rel(tops[rows.KERNEL.name], tops[rows.NONE.name]).pvalue
+    assert float(found[1]) == pytest.approx(p, abs=5e-4)
+    assert "a machine" in text
+    assert "Not measured." in text
+
+
+def test_a_page_without_results_is_refused(page: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nothing has been measured"):
+        page.write_page(tmp_path / "results.md", "digits_clutter", ".", {}, lambda text, seed: "")
