@@ -76,6 +76,7 @@ class Row:
     binarize: str | None = "method: bonn"
     more: tuple[str, ...] = ()
     shortcut: str = "conv"
+    norm: str = "before"
     width: Width = "narrow"
     weight_decay: float = 0.0
 
@@ -104,14 +105,15 @@ NONE = Row("BONN, no Bayesian loss")
 KERNEL = Row("BONN, kernel loss", more=(kernel(),))
 FEATURE = Row("BONN, feature loss", more=(feature(),))
 BOTH = Row("BONN", more=(kernel(), feature()))
-BIREAL = Row("Bi-Real Net", "method: bireal")
+BIREAL = Row("Bi-Real Net", "method: bireal", norm="after")
 XNOR = Row("XNOR-Net", "method: xnor", shortcut="block")
 XNOR_PLAIN = Row("XNOR-Net without K", "method: xnor, input_scale: false", shortcut="block")
-BNN = Row("BNN", "method: bnn", shortcut="block")
+BNN = Row("BNN", "method: bnn", shortcut="block", norm="after")
 XNOR_SAME = Row("XNOR-Net, a shortcut a convolution", "method: xnor")
 XNOR_PLAIN_SAME = Row("XNOR-Net without K, a shortcut a convolution", "method: xnor, input_scale: false")
-BNN_SAME = Row("BNN, a shortcut a convolution", "method: bnn")
+BNN_SAME = Row("BNN, a shortcut a convolution", "method: bnn", norm="after")
 BONN_BLOCK = Row("BONN, a shortcut a block", more=(kernel(), feature()), shortcut="block")
+NONE_AFTER = Row("BONN, no Bayesian loss, norms after", norm="after")
 NONE_BLOCK = Row("BONN, no Bayesian loss, a shortcut a block", shortcut="block")
 WIDE_FULL = Row("full precision, wide", None, width="wide")
 WIDE_XNOR = Row("XNOR-Net, wide", "method: xnor", shortcut="block", width="wide")
@@ -153,8 +155,9 @@ TABLES = {
     "table4": Table(
         "Table 4: the methods",
         "The paper's Table 4 (ResNet18, ImageNet), each method in the network that it was published with: a shortcut "
-        "round two convolutions for those before Bi-Real Net, round each for the others. Those that the "
-        "claims are about stand in both.",
+        "round two convolutions for those before Bi-Real Net, round each for the others; a norm after "
+        "each convolution for BNN, Bi-Real Net and ReActNet, before it for the others. Those that the claims are about stand "
+        "in several.",
         (
             FULL,
             BNN,
@@ -168,12 +171,13 @@ TABLES = {
             BIREAL,
             Row("PCNN", "method: pcnn", ("{type: projection_loss, lambda: 1e-4}",)),
             BOTH,
-            Row("ReActNet", "method: reactnet"),
+            Row("ReActNet", "method: reactnet", norm="after"),
             BNN_SAME,
             XNOR_SAME,
             XNOR_PLAIN_SAME,
             NONE_BLOCK,
             BONN_BLOCK,
+            NONE_AFTER,
         ),
         (
             (BOTH.name, BIREAL.name),
@@ -250,6 +254,8 @@ TABLES = {
 def recipe_text(row: Row, dataset: str, root: str) -> str:
     """Return the recipe of a row, without its seed."""
     s = SETTINGS[dataset]
+    after = row.norm == "after" and "resnet" in s.networks[row.width]  # a pre-activation WRN has its norms before
+    shortcut = f"{row.shortcut}, norm: after" if after else row.shortcut
     rates = []
     bonn = row.binarize is not None and "method: bonn" in row.binarize
     if bonn:
@@ -267,7 +273,7 @@ def recipe_text(row: Row, dataset: str, root: str) -> str:
         listed = listed.replace(word, value)
     return f"""version: 1
 name: tables
-model: {{task: classification, {s.networks[row.width].format(shortcut=row.shortcut)}}}
+model: {{task: classification, {s.networks[row.width].format(shortcut=shortcut)}}}
 data: {{{s.data.replace("ROOT", root)}}}
 training:
   epochs: {s.epochs}

@@ -14,38 +14,44 @@ from torch import Tensor, nn
 
 from bonn_plugin.models.head import ConvNet
 
+Norm = Literal["before", "after"]
 Shortcut = Literal["block", "conv"]
 
 
 class BiRealBlock(nn.Module):
     """BN -> (sign ->) 3x3 convolution -> + shortcut -> PReLU, one convolution a block.
 
+    With the norm ``"after"`` it is (sign ->) 3x3 convolution -> BN -> + shortcut -> PReLU, as Bi-Real Net has it.
     The shortcut that halves the size is average pooling, then a 1x1 convolution in full precision:
     the same function as the other order at a quarter of the cost.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm = "before") -> None:
         super().__init__()
-        self.bn = nn.BatchNorm2d(in_channels)
+        self.norm_first = norm == "before"
+        self.bn = nn.BatchNorm2d(in_channels if self.norm_first else channels)
         self.conv = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.downsample = _shortcut(in_channels, channels, stride)
         self.act = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C, H / stride, W / stride)."""
-        y: Tensor = self.act(self.conv(self.bn(x)) + self.downsample(x))
+        made = self.conv(self.bn(x)) if self.norm_first else self.bn(self.conv(x))
+        y: Tensor = self.act(made + self.downsample(x))
         return y
 
 
 class PairBlock(nn.Module):
     """BN -> (sign ->) 3x3 convolution -> PReLU, twice, and a shortcut round both, before the second PReLU.
 
-    The structure of ResNet18 in the order of XNOR-Net (ECCV 2016, Fig. 3): for the methods before Bi-Real Net.
+    The structure of ResNet18 in the order of XNOR-Net (ECCV 2016, Fig. 3), or with the norm ``"after"`` each
+    convolution, as BNN has it: for the methods before Bi-Real Net.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm = "before") -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.norm_first = norm == "before"
+        self.bn1 = nn.BatchNorm2d(in_channels if self.norm_first else channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.act1 = nn.PReLU(channels)
         self.bn2 = nn.BatchNorm2d(channels)
@@ -55,8 +61,9 @@ class PairBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C, H / stride, W / stride)."""
-        y = self.act1(self.conv1(self.bn1(x)))
-        out: Tensor = self.act2(self.conv2(self.bn2(y)) + self.downsample(x))
+        y = self.act1(self.conv1(self.bn1(x)) if self.norm_first else self.bn1(self.conv1(x)))
+        y = self.conv2(self.bn2(y)) if self.norm_first else self.bn2(self.conv2(y))
+        out: Tensor = self.act2(y + self.downsample(x))
         return out
 
 
@@ -82,9 +89,10 @@ class BonnResNet(ConvNet):
         drop_rate: dropout before the classifier.
         shortcut: ``"conv"``, round each convolution, or ``"block"``, round each two of them (``PairBlock``), at the
             same number of parameters.
+        norm: ``"before"`` each 3x3 convolution or ``"after"`` it.
 
     Raises:
-        ValueError: an unknown shortcut, or an odd depth with ``"block"``.
+        ValueError: an unknown shortcut or norm, or an odd depth with ``"block"``.
     """
 
     def __init__(
@@ -96,10 +104,13 @@ class BonnResNet(ConvNet):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         shortcut: Shortcut = "conv",
+        norm: Norm = "before",
     ) -> None:
         super().__init__()
         if shortcut not in ("block", "conv"):
             raise ValueError(f"unknown shortcut {shortcut!r}: 'conv' or 'block'")
+        if norm not in ("before", "after"):
+            raise ValueError(f"unknown norm {norm!r}: 'before' or 'after'")
         convs = 1 if shortcut == "conv" else 2
         if any(depth % convs for depth in depths):
             raise ValueError(f"depths {list(depths)}: shortcut 'block' takes two convolutions at a time")
@@ -114,7 +125,8 @@ class BonnResNet(ConvNet):
         for i, (depth, channels) in enumerate(zip(depths, widths, strict=True)):
             stride = 1 if i == 0 else 2
             blocks = [
-                block(width if j == 0 else channels, channels, stride if j == 0 else 1) for j in range(depth // convs)
+                block(width if j == 0 else channels, channels, stride if j == 0 else 1, norm)
+                for j in range(depth // convs)
             ]
             width = int(channels)
             setattr(self, self.stages[i], nn.Sequential(*blocks))
