@@ -156,8 +156,8 @@ TABLES = {
         "Table 4: the methods",
         "The paper's Table 4 (ResNet18, ImageNet), each method in the network that it was published with: a shortcut "
         "round two convolutions for those before Bi-Real Net, round each for the others; a norm after "
-        "each convolution for BNN, Bi-Real Net and ReActNet, before it for the others. Those that the claims are about stand "
-        "in several.",
+        "each convolution for BNN, Bi-Real Net and ReActNet, before it for the others. Those that the claims are about "
+        "stand in several.",
         (
             FULL,
             BNN,
@@ -167,7 +167,6 @@ TABLES = {
             Row("DoReFa-Net (4-bit activations)", "method: dorefa, activation_bits: 4", shortcut="block"),
             Row("TBN (ternary activations)", "method: tbn", shortcut="block"),
             Row("ABC-Net (1 base, 1 base)", "method: abc", shortcut="block"),
-            Row("ABC-Net (3 bases, 3 bases)", "method: abc, weight_bases: 3, activation_bases: 3", shortcut="block"),
             BIREAL,
             Row("PCNN", "method: pcnn", ("{type: projection_loss, lambda: 1e-4}",)),
             BOTH,

@@ -55,6 +55,39 @@ def test_backbones_give_features_at_the_stated_reductions(name):
         assert feature.shape == (1, channels, 64 // reduction, 64 // reduction)
 
 
+@pytest.mark.parametrize("norm", ["before", "after"])
+@pytest.mark.parametrize("shortcut", ["block", "conv"])
+def test_the_residual_network_against_its_definition(shortcut, norm):
+    args = {"depths": [2, 2], "widths": [4, 6], "num_classes": 3, "shortcut": shortcut, "norm": norm}
+    model = timm.create_model("bonn_resnet18", **args)
+    with torch.no_grad():
+        for i, p in enumerate(model.parameters()):
+            p.copy_(torch.sin(torch.arange(p.numel()) + i).view(p.shape))
+    model.eval()
+    image = torch.randn(2, 3, 16, 16)
+
+    def made(x, conv, bn):
+        return conv(bn(x)) if norm == "before" else bn(conv(x))
+
+    with torch.no_grad():
+        x = model.maxpool(model.act1(model.bn1(model.conv1(image))))
+        for block in [*model.layer1, *model.layer2]:
+            around = block.downsample(x)
+            if shortcut == "conv":
+                x = block.act(made(x, block.conv, block.bn) + around)
+            else:
+                x = block.act1(made(x, block.conv1, block.bn1))
+                x = block.act2(made(x, block.conv2, block.bn2) + around)
+        assert torch.equal(model(image), model.fc(x.mean((2, 3))))
+    assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3) for m in model.modules()) == 4
+
+
+@pytest.mark.parametrize("args", [{"shortcut": "none"}, {"norm": "none"}, {"shortcut": "block", "depths": [1, 2]}])
+def test_a_residual_network_that_makes_no_sense_is_refused(args):
+    with pytest.raises(ValueError, match=r"unknown shortcut|unknown norm|two convolutions at a time"):
+        timm.create_model("bonn_resnet18", **{"widths": [4, 6], "depths": [2, 2], **args})
+
+
 @pytest.mark.parametrize("shortcut", ["block", "conv"])
 def test_the_wide_resnet_against_its_definition(shortcut):
     model = timm.create_model("bonn_wrn22_16", depth=10, shortcut=shortcut).eval()
