@@ -436,3 +436,36 @@ def test_a_scale_a_filter_outlives_merged_filters() -> None:
     torch.testing.assert_close(
         packed.dense_weight(), torch.where(conv.weight >= 0, 1, -1) * conv.weight.abs().mean((1, 2, 3), keepdim=True)
     )
+
+
+@pytest.mark.parametrize("keys", VARIANTS)
+def test_a_grouped_strided_layer_with_a_bias_packs_to_the_same_bits(keys: str) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(4, 6, 3, 2, 1, groups=2)
+    config = recipe_for(keys).modifiers[0]
+    layer = METHODS[config.method].make(conv, config)
+    assert layer.weight is conv.weight
+    packed = layer.pack()
+    again = type(packed).from_spec(packed.spec())
+    again.load_state_dict(packed.state_dict())
+    x = torch.randn(2, 4, 7, 7)
+    with torch.no_grad():
+        for image in (x, x[0]):
+            assert torch.equal(layer(image), packed(image))
+            assert torch.equal(layer(image), again(image))
+    assert layer(x).shape == (2, 6, 4, 4)
+
+
+@pytest.mark.parametrize("keys", VARIANTS)
+def test_a_layer_trains_under_bfloat16(keys: str) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(4, 6, 3, 1, 1)
+    config = recipe_for(keys).modifiers[0]
+    layer = METHODS[config.method].make(conv, config)
+    x = torch.randn(2, 4, 7, 7)
+    whole = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x.to(torch.bfloat16).requires_grad_())
+        half.float().square().mean().backward()
+    torch.testing.assert_close(half.float(), whole, rtol=0.1, atol=0.1 * float(whole.detach().abs().max()))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
