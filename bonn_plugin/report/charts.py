@@ -113,7 +113,7 @@ def linear_axis(label: str, values: Iterable[float], *, whole: bool = False, tic
     """
     found = list(values)
     low, high = min(found), max(found)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = 1.0 if whole else abs(low) / 2 or 1.0
         low, high = low - (0.0 if whole else margin), high + margin
     step = _step((high - low) / ticks)
@@ -229,10 +229,14 @@ def _step(rough: float) -> float:
 
 
 def _text(value: float, step: float) -> str:
-    if value and max(abs(value), step) < 1e-3:
-        return f"{value:.3g}".replace("e-0", "e-")
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value:,.{decimals}f}" if abs(value) > 1e-6 * step else "0"
+    """Return a tick's label, with the digits that tell it from the next one."""
+    if abs(value) < 1e-6 * step:
+        return "0"
+    last = math.floor(math.log10(step) + 1e-9)
+    if max(abs(value), step) < 1e-3:
+        digits = max(1, math.floor(math.log10(abs(value)) + 1e-9) - last + 1)
+        return f"{value:.{digits}g}".replace("e-0", "e-")
+    return f"{value:,.{max(0, -last)}f}"
 
 
 def _number(value: float) -> str:
