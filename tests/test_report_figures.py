@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bonn_plugin import BonnError
+from bonn_plugin.nn import Role
 from bonn_plugin.nn.distribution import valley
 from bonn_plugin.report import to_markdown
 from bonn_plugin.report.bars import layer_bars
@@ -79,8 +80,13 @@ def test_epochs_are_told_as_whole_numbers_that_lie_where_they_say(first: int, la
 @pytest.mark.parametrize(
     ("values", "labels"),
     [
-        ([0, 1e-4], ["0", "5e-5", "0.0001"]),
-        ([98.2, 98.9], ["98.0", "98.5", "99.0"]),
+        ([0, 1e-4], ["0", "5e-5", "1.0e-4"]),
+        ([1e-4, 2e-4], ["1.0e-4", "1.5e-4", "2.0e-4"]),
+        ([0.00036878, 0.000368781], ["3.65e-4", "3.70e-4", "3.75e-4"]),
+        ([0, 0], ["0", "0.5", "1.0"]),
+        ([0.003, 0.003], ["0.00296", "0.00298", "0.00300", "0.00302", "0.00304"]),
+        ([95.2, 98.9], ["94", "96", "98", "100"]),
+        ([0, 1e8], ["0", "5e7", "1.0e8"]),
         ([0, 12000], ["0", "5,000", "10,000", "15,000"]),
     ],
 )
@@ -248,6 +254,15 @@ def test_what_was_not_recorded_is_said_with_the_option_that_records_it(tmp_path:
     assert "was not recorded: bonn compress --log-distributions does it." in text
     assert "<figure" not in text
     assert "Compression rate by what is counted" in text
+
+
+def test_a_network_without_binarised_weights_is_not_told_to_record_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", distributions=False)
+    real = tuple(row for row in tiny_report().roles if row.role is not Role.BINARY_WEIGHT)
+    (run / "report.json").write_text(tiny_report().model_copy(update={"roles": real}).model_dump_json())
+    text = page(run)
+    assert "No weights are binarised in this network." in text
+    assert "--log-distributions" not in text
 
 
 def test_metrics_of_no_epoch_draw_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ SIDE = 1000
 """Width and height of the drawing, in its own units; y points down."""
 DOTTED = 40
 """Curves of up to so many points show them as dots."""
+NARROW = 0.02
+"""An axis spans at least this share of the largest value, so that noise does not look like a change."""
 
 Points = Sequence[tuple[float, float]]
 Pattern = Literal["", "dashed", "dotted"]
@@ -113,9 +115,13 @@ def linear_axis(label: str, values: Iterable[float], *, whole: bool = False, tic
     """
     found = list(values)
     low, high = min(found), max(found)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        margin = 1.0 if whole else abs(low) / 2 or 1.0
-        low, high = low - (0.0 if whole else margin), high + margin
+    if whole:
+        high = max(high, low + 1)
+    elif high - low < NARROW * max(abs(low), abs(high)):
+        middle, margin = (low + high) / 2, NARROW / 2 * max(abs(low), abs(high))
+        low, high = middle - margin, middle + margin
+    elif low == high:
+        high = 1.0
     step = _step((high - low) / ticks)
     if whole:
         step = max(1.0, step)
@@ -233,9 +239,10 @@ def _text(value: float, step: float) -> str:
     if abs(value) < 1e-6 * step:
         return "0"
     last = math.floor(math.log10(step) + 1e-9)
-    if max(abs(value), step) < 1e-3:
-        digits = max(1, math.floor(math.log10(abs(value)) + 1e-9) - last + 1)
-        return f"{value:.{digits}g}".replace("e-0", "e-")
+    if not 1e-3 <= max(abs(value), step) < 1e7:
+        digits = max(0, math.floor(math.log10(abs(value)) + 1e-9) - last)
+        mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
     return f"{value:,.{max(0, -last)}f}"
 
 

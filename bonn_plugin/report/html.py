@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bonn_plugin.errors import BonnError
 from bonn_plugin.files import write_file
+from bonn_plugin.nn import Role
 from bonn_plugin.report.bars import layer_bars
 from bonn_plugin.report.distributions import DISTRIBUTIONS, read_distributions
 from bonn_plugin.report.figures import Run, Section
@@ -76,7 +77,7 @@ def write_page(files: RunFiles, against: RunFiles | None = None) -> Path:
     own_weights, other_weights = _weights(files, names[0], against), _weights(against, names[1], against)
     sections = [
         training_section(run, other),
-        weights_section(own_weights, other_weights),
+        weights_section(own_weights, other_weights, binarised=_binarised(report)),
         merging_section(run.history),
     ]
     page = to_html(report, [section for section in sections if section], names[1])
@@ -113,6 +114,10 @@ def to_html(report: Report, sections: list[Section], against: str = "") -> str:
         against=against,
         new_id=lambda: f"i{next(ids)}",
     )
+
+
+def _binarised(report: Report) -> bool:
+    return any(row.role is Role.BINARY_WEIGHT for row in report.roles)
 
 
 def _facts(report: Report) -> list[Fact]:

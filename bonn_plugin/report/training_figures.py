@@ -45,8 +45,9 @@ def _accuracy(run: Run, other: Run | None) -> Figure | None:
     if not charts:
         return None
     trained = any(name.startswith("train_") for record in run.history for name in record.scores)
-    caption = "" if trained else "On the test set. Accuracy on the training set is not recorded."
-    title = "Accuracy over the epochs (as Fig. 6 of BONN)"
+    caption = "" if trained else "On the test set. On the training set nothing is measured."
+    kind = "Mean average precision" if any(key.startswith("map") for key in lines) else "Accuracy"
+    title = f"{kind} over the epochs (as Fig. 6 of BONN)"
     return Figure(title, caption, charts, numbers(title, columns), "wide")
 
 

@@ -38,18 +38,21 @@ class Weights:
     moments: tuple[Moment, ...]
 
 
-def weights_section(weights: Weights | None, other: Weights | None = None) -> Section:
+def weights_section(weights: Weights | None, other: Weights | None = None, *, binarised: bool = True) -> Section:
     """Return the figures of the latent weights of a run, and of another run beside it.
 
     Args:
         weights: None where the run has not recorded them.
         other: to compare with.
+        binarised: whether the network has binarised weights at all.
 
     Raises:
         BonnError: the two runs have other layers or bins.
     """
     if weights is None:
         line = f"How the latent weights lie over the epochs was not recorded: bonn compress {OPTION} does it."
+        if not binarised:
+            line = "No weights are binarised in this network."
         return Section(WEIGHTS_TITLE, missing=(line,))
     compared = _compared(weights, other) if other else ()
     layers = list(weights.moments[-1].layers)
