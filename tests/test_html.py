@@ -74,7 +74,7 @@ class Opener:
     def __call__(self, path: Path, width: int = 1280, scheme: str = "light", **options: Any) -> Opened:
         viewport = {"width": width, "height": HEIGHT}
         context = self.browser.new_context(viewport=viewport, color_scheme=scheme, **options)
-        context.set_default_timeout(5000)
+        context.set_default_timeout(60_000)  # a busy machine is slow, not wrong
         self.contexts.append(context)
         opened = Opened(context.new_page())
         opened.page.on("console", lambda message: opened.troubles.append(message.text))
