@@ -279,6 +279,23 @@ def test_one_epoch_is_drawn(tmp_path: Path) -> None:
     assert 'aria-label="top-1, in % over epochs: test 20 at 1"' in text
 
 
+def test_measured_losses_stand_with_the_losses_and_training_scores_with_the_tests(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", distributions=False)
+    scores = {"test_loss": 0.5, "test_top1": 80.0, "train_top1": 90.0}
+    write_lines(run / "training" / "metrics.jsonl", [record(1, scores), record(2, {**scores, "test_loss": 0.4})])
+    text = page(run)
+    assert 'aria-label="test: loss over epochs: test: loss from 0.5 at 1 to 0.4 at 2' in text
+    assert "top-1, in % over epochs: test from 80 at 1 to 80 at 2, lowest 80, highest 80; train from 90" in text
+    assert "On the training set nothing is measured" not in text
+
+
+def test_a_layer_of_zeros_is_drawn(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", distributions=False)
+    zeros = {"mean_abs": 0.0, "scale": 0.0, "counts": [0] * 65 + [9] + [0] * 64}
+    write_lines(run / "distributions.jsonl", [{"epoch": 0, "bins": list(BINS), "layers": {"a": zeros}}])
+    assert "valley 4e+12" in page(run)
+
+
 def test_a_detectors_page_shows_its_precision(tmp_path: Path) -> None:
     text = page(make_run(tmp_path / "run", detection=True))
     assert "mAP, reloaded from the files" in text

@@ -151,7 +151,7 @@ def _names(one: Report, folder: Path, other: Report, other_folder: Path) -> tupl
 
 
 def _check_comparable(run: Run, other: Run) -> None:
-    own, theirs = ({name for r in one.history for name in r.scores} for one in (run, other))
+    own, theirs = ({n for r in one.history for n in r.scores if not n.endswith("_loss")} for one in (run, other))
     if own and theirs and not own & theirs:
         raise BonnError(
             f"{other.name} measures {', '.join(sorted(theirs))}, {run.name} measures {', '.join(sorted(own))}: "

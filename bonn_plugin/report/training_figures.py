@@ -38,13 +38,15 @@ def _accuracy(run: Run, other: Run | None) -> Figure | None:
     for one, tone, pattern in looks:
         for key, points in _courses(one.history, [r.scores for r in one.history]).items() if one else ():
             on, _, measured = key.partition("_")
+            if measured == "loss":  # stands with the losses
+                continue
             name = f"{one.name}, {on}" if one and other else on
             lines.setdefault(measured, []).append(Line(name, points, tone, "dotted" if on == "train" else pattern))
             columns[f"{name}, {_called(measured)}"] = points
     charts = _drawn(line_chart(_called(key), _unit(key), found) for key, found in lines.items())
     if not charts:
         return None
-    trained = any(name.startswith("train_") for record in run.history for name in record.scores)
+    trained = any(line.pattern == "dotted" for found in lines.values() for line in found)
     caption = "" if trained else "On the test set. On the training set nothing is measured."
     kind = "Mean average precision" if any(key.startswith("map") for key in lines) else "Accuracy"
     title = f"{kind} over the epochs (as Fig. 6 of BONN)"
@@ -52,7 +54,9 @@ def _accuracy(run: Run, other: Run | None) -> Figure | None:
 
 
 def _losses(history: Sequence[EpochRecord]) -> Figure | None:
+    scores = _courses(history, [record.scores for record in history])
     losses = _courses(history, [record.loss for record in history])
+    losses |= {f"{on}: loss": scores[f"{on}_loss"] for on in ("train", "test") if f"{on}_loss" in scores}
     charts = _drawn(line_chart(name, "", [Line(name, points)], _epochs(history)) for name, points in losses.items())
     caption = "Mean over the steps of each epoch, as added up to the whole loss. Every panel has a scale of its own."
     return Figure("Losses", caption, charts, numbers("Losses", losses)) if charts else None

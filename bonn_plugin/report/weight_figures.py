@@ -64,7 +64,7 @@ def _over_epochs(moments: Sequence[Moment], name: str, *, opened: bool) -> Figur
     shown = [moments[i] for i in _spread(len(moments))]
     charts = _histograms([(_when(moment), moment, 1) for moment in shown], name)
     first, last = moments[0], moments[-1]
-    remark = f"valley {first.valley(name):.2f}" + (f" to {last.valley(name):.2f}" if last is not first else "")
+    remark = f"valley {_valley(first, name)}" + (f" to {_valley(last, name)}" if last is not first else "")
     table = _bins(f"{name}, share of the weights in %", [(_when(moment), moment) for moment in shown], name)
     return Figure(name, "", charts, table, "small", remark, opened)
 
@@ -86,7 +86,7 @@ def _compared(weights: Weights, other: Weights) -> tuple[Figure, ...]:
         charts = _histograms([(title, moment, tone) for tone, (title, moment) in enumerate(sides, 1)], name)
         table = _bins(f"{name}, two runs, share of the weights in %", sides, name)
         title = f"Two runs: {name}, binarised layer {number} of {len(names)} (as Fig. 4 of BONN)"
-        told = "; ".join(f"{side} valley {moment.valley(name):.2f}" for side, moment in sides)
+        told = "; ".join(f"{side} valley {_valley(moment, name)}" for side, moment in sides)
         figures.append(Figure(title, told, charts, table, "pair"))
     return tuple(figures)
 
@@ -135,7 +135,7 @@ def _histograms(sides: Sequence[tuple[str, Moment, int]], name: str) -> tuple[Ch
 
 def _told(title: str, moment: Moment, name: str) -> str:
     layer, (low, high, _) = moment.layers[name], moment.bins
-    told = f"Histogram of {name}, {title}: valley {moment.valley(name):.2f}, mean |X| {words(layer.mean_abs)}"
+    told = f"Histogram of {name}, {title}: valley {_valley(moment, name)}, mean |X| {words(layer.mean_abs)}"
     return f"{told}, {words(100 * layer.outside)} % of the weights outside of {low:g} to {high:g}"
 
 
@@ -172,3 +172,8 @@ def _join(number: int, most: int) -> int:
 
 def _when(moment: Moment) -> str:
     return f"epoch {moment.epoch}" if moment.epoch else "before training"
+
+
+def _valley(moment: Moment, name: str) -> str:
+    value = moment.valley(name)
+    return f"{value:.2f}" if value < 100 else words(value)
