@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bonn_plugin.nn.operations import BINARY_PER_REAL, Macs
 from bonn_plugin.report.model import LayerRow, Report
-
-MADE_OF = 64
-"""Binary operations that count as one."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,11 @@ def _bits(rows: list[LayerRow], others: list[LayerRow]) -> BarTable:
 
 
 def _operations(rows: list[LayerRow]) -> BarTable:
-    total = sum(row.binary_macs / MADE_OF + row.real_macs for row in rows)
-    largest = max((row.binary_macs / MADE_OF + row.real_macs for row in rows), default=1.0)
+    counted = [Macs(row.binary_macs, row.real_macs).ops for row in rows]
+    total, largest = sum(counted), max(counted, default=1.0)
 
     def one(row: LayerRow) -> BarRow:
-        binary, real = row.binary_macs / MADE_OF, row.real_macs
+        binary, real = row.binary_macs / BINARY_PER_REAL, row.real_macs
         first, second = (round(100 * part / largest, 2) for part in (binary, real))
         share = 100 * (binary + real) / total
         cells = (f"{row.binary_macs:,}", f"{row.real_macs:,}", f"{share:.1f} %")
@@ -97,8 +95,8 @@ def _operations(rows: list[LayerRow]) -> BarTable:
 
     return BarTable(
         "Operations of each layer",
-        f"OPs = BOPs/{MADE_OF} + FLOPs for one image, on a linear scale up to the largest layer.",
-        ((1, f"BOPs/{MADE_OF}"), (3, "FLOPs")),
+        f"OPs = BOPs/{BINARY_PER_REAL} + FLOPs for one image, on a linear scale up to the largest layer.",
+        ((1, f"BOPs/{BINARY_PER_REAL}"), (3, "FLOPs")),
         ("<layer", "<OPs", "BOPs", "FLOPs", "share of OPs"),
         tuple(one(row) for row in rows),
         (0.0, 50.0, 100.0),
