@@ -284,26 +284,26 @@ def report(
     folder: Folder,
     form: Annotated[str, typer.Option("--format", help="terminal, markdown or json.")] = "terminal",
     plots: Annotated[bool, typer.Option("--plots", help="Draw PNG pictures into DIR; needs matplotlib.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Write DIR/report.html, one page with all figures.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(metavar="DIR2", help="With --html: another run to compare weights and accuracy with.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Show the report of a checkpoint; draw how its filters merged, and what a detector finds in test images."""
-    from pydantic import ValidationError
-
-    from bonn_plugin.report import Report, to_markdown, to_terminal
+    """Show the report of a checkpoint, write it as a page; draw how its filters merged, and what a detector finds."""
+    from bonn_plugin.report import read_report, to_markdown, to_terminal
 
     if form not in ("terminal", "markdown", "json"):
         raise BonnError(f"unknown format {form!r}: terminal, markdown or json")
-    source = folder / "report.json"
-    try:
-        loaded = Report.model_validate_json(source.read_bytes())
-    except OSError as error:
-        raise BonnError(f"{source}: can't be read: {error.strerror}; bonn compress writes it") from None
-    except ValidationError as error:
-        raise BonnError(f"{source}: not a report: {error.errors()[0]['msg']}") from None
+    if against is not None and not html:
+        raise BonnError("--against goes with --html: the page shows both runs")
+    loaded = read_report(folder)
     if form == "terminal":
         console.print(to_terminal(loaded))
     else:
         sys.stdout.write(to_markdown(loaded) if form == "markdown" else loaded.model_dump_json(indent=1) + "\n")
+    if html:
+        print(f"written: {_page(folder, against)}", file=sys.stderr)
     if plots:
         for line in _drawn(folder, overrides):
             print(line, file=sys.stderr)
@@ -439,6 +439,15 @@ def _real_rest(layers: Mapping[str, str]) -> list[str]:
         by_way.setdefault(way, []).append(name)
     words = {"int8": "computed in int8", "float32": "left in float32"}
     return [f"{words.get(way, f'computed in {way}')}: {', '.join(names)}" for way, names in by_way.items()]
+
+
+def _page(folder: Path, against: Path | None) -> Path:
+    from bonn_plugin.report import RunFiles, write_page
+    from bonn_plugin.train import METRICS
+
+    return write_page(
+        RunFiles(folder, folder / METRICS), None if against is None else RunFiles(against, against / METRICS)
+    )
 
 
 def _drawn(folder: Path, overrides: list[str] | None) -> list[str]:

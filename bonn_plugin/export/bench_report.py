@@ -12,7 +12,7 @@ from rich.text import Text
 from bonn_plugin.export.bench import BITS, Bench
 from bonn_plugin.export.engine import INSTALL
 from bonn_plugin.files import write_file
-from bonn_plugin.report.render import Table
+from bonn_plugin.report.tables import Table
 
 
 def to_terminal(bench: Bench) -> RenderableType:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 from bonn_plugin.errors import BonnError
 from bonn_plugin.files import write_file
+from bonn_plugin.report.history import merge_courses, read_history
 
 DISTANCE_PLOT = "within_group_distance.png"
 
@@ -26,12 +25,7 @@ def write_plots(metrics: Path, folder: Path) -> list[Path]:
     Raises:
         BonnError: matplotlib is not installed, or the metrics can't be read.
     """
-    records = _read(metrics)
-    # (epoch, gamma, distances by layer) of each filter_merge of the recipe
-    runs: dict[str, list[tuple[int, float, dict[str, float]]]] = {}
-    for r in records:
-        for name in (n for n in r if n.partition(".")[0] == "filter_merge"):
-            runs.setdefault(name, []).append((r["epoch"], r[name]["gamma"], r[name]["within_group_distance"]))
+    runs = merge_courses(read_history(metrics))
     if not runs:
         return []
     try:
@@ -42,15 +36,11 @@ def write_plots(metrics: Path, folder: Path) -> list[Path]:
         raise BonnError("plots need matplotlib: pip install 'bonn_plugin[plots]'") from None
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for name, points in runs.items():
-        epochs = [epoch for epoch, _, _ in points]
-        layers = list(points[0][2])
-        for i, layer in enumerate(layers):
-            # of the filters that are binarised: (1 - gamma) X + gamma X̄ lies (1 - gamma) as far from X̄ as X does
-            distances = [(1 - gamma) * of[layer] for _, gamma, of in points]
-            color = colormaps["viridis"](i / max(1, len(layers) - 1))
-            axes.plot(epochs, distances, ".-", label=layer, linewidth=1, color=color)
-        axes.plot(epochs, [gamma for _, gamma, _ in points], "k--", label=f"gamma of {name}")
+    for name, course in runs.items():
+        for i, (layer, distances) in enumerate(course.distances.items()):
+            color = colormaps["viridis"](i / max(1, len(course.distances) - 1))
+            axes.plot(course.epochs, distances, ".-", label=layer, linewidth=1, color=color)
+        axes.plot(course.epochs, course.gammas, "k--", label=f"gamma of {name}")
     axes.set(xlabel="epoch", ylabel="distance to the group mean / norm", ylim=(0, 1.05))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     lines = len(axes.get_lines())
@@ -60,12 +50,3 @@ def write_plots(metrics: Path, folder: Path) -> list[Path]:
     target = folder / DISTANCE_PLOT
     write_file(target, picture.getvalue())
     return [target]
-
-
-def _read(metrics: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise BonnError(f"{metrics}: can't be read: {error.strerror}; bonn compress writes it") from None
-    except ValueError:
-        raise BonnError(f"{metrics}: not the metrics of a run, or damaged") from None
