@@ -108,6 +108,7 @@ def measure(recipe: Recipe, size: int, steps: int, rounds: int) -> list[str]:
     }
     for kind in kinds.values():
         kind.fill()
+    step()
     step_times: list[float] = []
     times: dict[str, list[float]] = {CSV: [], PLAIN: [], BOARD: []}
     for turn in range(rounds + 1):
@@ -142,8 +143,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(
-        f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}; "
-        f"medians of {args.rounds} rounds"
+        f"{platform.machine()}, {args.threads} threads, torch {torch.__version__.partition('+')[0]}, "
+        f"{datetime.now(UTC):%Y-%m-%d}; medians of {args.rounds} rounds"
     )
     digits = load_recipe(Path(__file__).parent.parent / "recipes" / "digits_wrn22_16.yaml")
     for line in measure(digits, 16, 1347 // digits.training.batch_size, args.rounds):

@@ -10,6 +10,9 @@ from typing import Any
 from bonn_plugin.errors import BonnError
 from bonn_plugin.train.summary import Row
 
+QUEUE = 1000
+"""Events that may wait for the thread that writes them: with the default of 10, training waits for it."""
+
 
 def need_tensorboard() -> None:
     """Raise BonnError where the package tensorboard is not installed."""
@@ -34,7 +37,7 @@ class Board:
 
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        self._writer: Any = SummaryWriter(str(folder), purge_step=0)
+        self._writer: Any = SummaryWriter(str(folder), max_queue=QUEUE, purge_step=0)
 
     def scalars(self, row: Row, when: float) -> None:
         """Write an epoch's numbers under the names of their columns; ``when`` in seconds since 1970."""

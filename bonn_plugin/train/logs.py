@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Logs:
         every = self.options.distributions_every
         if every is None or epoch in self._moments or (epoch % every and epoch != self.epochs):
             return
-        layers = {name: asdict(layer) for name, layer in weight_distributions(model).items()}
+        layers = {name: vars(layer) for name, layer in weight_distributions(model).items()}
         moment = {"epoch": epoch, "bins": [-REACH, REACH, BINS], "layers": layers}
         self._moments[epoch] = json.dumps(moment) + "\n"
         self._write_moments()
