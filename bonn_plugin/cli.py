@@ -332,6 +332,31 @@ def report(
 
 
 @app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of finished runs.")],
+    form: Annotated[str, typer.Option("--format", help="terminal, markdown or json.")] = "terminal",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the Pareto fronts, .png or .svg; needs matplotlib.")
+    ] = None,
+) -> None:
+    """Show runs side by side: accuracy, bits, OPs, speed, differences to the first, spreads over seeds."""
+    from bonn_plugin.compare import check_plot, compare_runs, to_markdown, to_terminal, write_plot
+
+    if form not in ("terminal", "markdown", "json"):
+        raise BonnError(f"unknown format {form!r}: terminal, markdown or json")
+    if plot is not None:
+        check_plot(plot)
+    found = compare_runs(folders)
+    if form == "terminal":
+        console.print(to_terminal(found))
+    else:
+        sys.stdout.write(to_markdown(found) if form == "markdown" else found.model_dump_json(indent=1) + "\n")
+    if plot is not None:
+        write_plot(found, plot)
+        print(f"drawn: {plot}", file=sys.stderr)
+
+
+@app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None) -> None:
     """List the shipped recipes, or print one."""
     from bonn_plugin.shipped import find_recipe, shipped_recipes
