@@ -102,13 +102,15 @@ def test_layers_are_found_by_what_they_have() -> None:
 
 
 def test_a_row_has_the_columns_that_timm_writes() -> None:
-    record = {"epoch": 3, "lr": 0.1, "loss": {"task": 1.5, "kernel": 0.25}, "test_top1": 90.0, "test_top5": 99.0}
+    measured = {"test_loss": 0.5, "test_top1": 90.0, "test_top5": 99.0}
+    record = {"epoch": 3, "lr": 0.1, "loss": {"task": 1.5, "kernel": 0.25}, **measured}
     row = summary_row({**record, "seconds": 2.0, "valley": {"mean": 0.5, "max": 0.75}, "skipped_steps": 1})
     assert row == {
         "epoch": 3,
         "train_loss": 1.75,
         "train_loss_task": 1.5,
         "train_loss_kernel": 0.25,
+        "eval_loss": 0.5,
         "eval_top1": 90.0,
         "eval_top5": 99.0,
         "lr": 0.1,
