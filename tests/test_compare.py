@@ -180,12 +180,18 @@ def test_settings_that_differ_are_named(run: Path, two: list[Path], tmp_path: Pa
     )
 
 
+def test_a_methods_own_defaults_are_not_told() -> None:
+    start = RECIPE.partition("modifiers")[0] + "modifiers:\n  - {type: binarize, method: "
+    assert method_of(parse_recipe(start + "bireal}\n")) == "bireal"
+    assert method_of(parse_recipe(start + "bireal, ste: clip}\n")) == "bireal(ste clip)"
+
+
 def test_a_method_is_told_in_short() -> None:
     short = "{type: binarize, ste: polynomial, threshold: always}"
     text = RECIPE.replace(r"{type: binarize, targets: ['re:layer[1-3]\.\d\.conv[12]'], expect: 6}", short)
     assert text != RECIPE
-    assert method_of(parse_recipe(text)) == "binarize(ste polynomial, threshold always) + kernel_loss"
-    assert method_of(parse_recipe(RECIPE)) == "binarize + kernel_loss"
+    assert method_of(parse_recipe(text)) == "bonn(ste polynomial, threshold always) + kernel_loss"
+    assert method_of(parse_recipe(RECIPE)) == "bonn + kernel_loss"
     assert method_of(parse_recipe(RECIPE.partition("modifiers")[0])) == "full precision"
 
 

@@ -18,7 +18,8 @@ from bonn_plugin import train
 from bonn_plugin.checkpoint import load_state
 from bonn_plugin.errors import BonnError, CheckpointError
 from bonn_plugin.files import write_file
-from bonn_plugin.nn import BinaryConv2d
+from bonn_plugin.functional.methods import xnor_weight
+from bonn_plugin.nn import BinaryConv2d, MethodConv2d
 from bonn_plugin.nn.distribution_log import count_weights, weight_distributions
 from bonn_plugin.train import DISTRIBUTIONS, EVENTS, METRICS, STATE, SUMMARY, LogOptions
 from bonn_plugin.train.summary import summary_csv, summary_row
@@ -96,6 +97,14 @@ def test_layers_are_found_by_what_they_have() -> None:
     assert found["1"].scale == float(layer.modulation.detach().mean())
     assert list(found["1"].counts) == reference(layer.weight.detach(), found["1"].mean_abs)
     assert (found["2"].scale, found["2"].mean_abs) == (1.5, 1.0)
+
+
+def test_a_layer_of_another_method_is_logged_with_the_mean_of_its_scales() -> None:
+    layer = MethodConv2d(nn.Conv2d(4, 8, 3), xnor_weight)
+    (found,) = weight_distributions(nn.Sequential(layer)).values()
+    filters = layer.weight.detach().abs().mean(dim=(1, 2, 3))
+    assert found.scale == pytest.approx(float(filters.mean()), rel=1e-6)
+    assert list(found.counts) == reference(layer.weight.detach(), found.mean_abs)
 
 
 # --- the summary ----------------------------------------------------------------------------------

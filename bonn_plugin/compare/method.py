@@ -15,9 +15,9 @@ SELECTING = frozenset({"type", "targets", "expect"})
 
 
 def method_of(recipe: Recipe) -> str:
-    """Return the modifiers in order, such as ``binarize(ste polynomial) + kernel_loss + filter_merge``.
+    """Return the modifiers in order, such as ``bonn(ste polynomial) + kernel_loss + filter_merge``.
 
-    ``binarize`` is shown with the settings that are not its defaults; where it has a ``method``, by that.
+    ``binarize`` is shown by its ``method``, with the settings that are not that one's defaults.
     """
     if not recipe.modifiers:
         return "full precision"
@@ -27,12 +27,12 @@ def method_of(recipe: Recipe) -> str:
 def _named(config: ModifierConfig) -> str:
     if config.type != "binarize":
         return config.type
-    method: Any = getattr(config, "method", None)
-    named = method if isinstance(method, str) else config.type
-    fields = type(config).model_fields
-    own = {name: getattr(config, name) for name in fields if name not in SELECTING | {"method"}}
-    changed = [f"{name} {_short(value)}" for name, value in own.items() if value != fields[name].get_default()]
-    return f"{named}({', '.join(changed)})" if changed else named
+    method = str(getattr(config, "method", config.type))
+    usual = type(config).model_validate({"method": method} if hasattr(config, "method") else {})
+    shown = [name for name in type(config).model_fields if name not in SELECTING | {"method"}]
+    values = [(name, getattr(config, name), getattr(usual, name)) for name in shown]
+    changed = [f"{name} {_short(value)}" for name, value, default in values if value != default]
+    return f"{method}({', '.join(changed)})" if changed else method
 
 
 def settings_of(recipe: Recipe) -> dict[str, str]:
