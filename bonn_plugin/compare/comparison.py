@@ -174,6 +174,8 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         if run.task == "classification" and run.bench_shape not in (None, run.input_shape):
             yield f"{run.label}: latency is for {_shape(run.bench_shape or ())}, OPs are for {_shape(run.input_shape)}"
+    if any(run.task == "detection" and run.latency_ms is not None for run in runs):
+        yield "the latency is that of backbone and pyramid: a detector's scaling and heads run in torch"
     inside = [run for run in runs if run.exported is None]
     if inside:
         yield f"no export: {', '.join(run.label for run in inside)}; {_command('export', inside)}"

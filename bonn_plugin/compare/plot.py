@@ -74,7 +74,7 @@ def write_plot(comparison: Comparison, place: Path) -> None:
     )
     if comparison.warnings:
         shown = [textwrap.shorten(f"warning: {text}", 150, placeholder=" ...") for text in comparison.warnings]
-        figure.supxlabel("\n".join(shown), fontsize=7, color="0.3")
+        figure.supxlabel("\n".join(shown), fontsize=7, color="0.3", parse_math=False)
     canvas.draw()  # type: ignore[no-untyped-call]  # labels keep clear of what is drawn, so that must have its place
     figure.set_layout_engine("none")
     for axes, cost in zip(panels, COSTS, strict=True):
@@ -149,6 +149,7 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, float]
                 fontsize=8,
                 color=color,
                 annotation_clip=False,
+                parse_math=False,  # a folder's name may hold a $
             )
             box = text.get_window_extent(renderer)
             area = box.width * box.height
