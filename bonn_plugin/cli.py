@@ -84,6 +84,13 @@ def compress(
     rank_timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Under torchrun: when a process counts as dead or hanging.")
     ] = 600.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files into DIR/tensorboard.")] = False,
+    log_distributions: Annotated[
+        bool, typer.Option("--log-distributions", help="Write how the latent weights lie into DIR/distributions.jsonl.")
+    ] = False,
+    log_distributions_every: Annotated[
+        int | None, typer.Option(min=1, metavar="EPOCHS", help="How often; default after each epoch.")
+    ] = None,
 ) -> None:
     """Train as the recipe says, pack, save, verify and report.
 
@@ -92,14 +99,29 @@ def compress(
 
     Under torchrun the processes train together; the batch size of the recipe is that of all of them.
     """
-    from bonn_plugin.train import Runner, Stopped, StopRequest, check_free, choose_device, earlier_runs, open_world
+    from bonn_plugin.train import (
+        LogOptions,
+        Runner,
+        Stopped,
+        StopRequest,
+        check_free,
+        choose_device,
+        earlier_runs,
+        open_world,
+    )
 
+    if log_distributions_every is not None and not log_distributions:
+        raise BonnError("--log-distributions-every says how often --log-distributions writes: give both")
+    logs = LogOptions(tensorboard, (log_distributions_every or 1) if log_distributions else None)
     loaded = _load(recipe, overrides)
     folder = out or Path("runs") / loaded.name
     again = ["bonn", "compress", recipe, "--out", str(folder)]
     again += [part for override in overrides or [] for part in ("--set", override)]
     again += [] if device == "auto" else ["--device", device]
     again += [] if checkpoint_every is None else ["--checkpoint-every", str(checkpoint_every)]
+    again += ["--tensorboard"] if tensorboard else []
+    again += ["--log-distributions"] if log_distributions else []
+    again += [] if log_distributions_every is None else ["--log-distributions-every", str(log_distributions_every)]
     place = choose_device(device)
     earlier = list(earlier_runs(loaded, folder))
     world = open_world(place, rank_timeout)
@@ -110,8 +132,8 @@ def compress(
             if not resume and world.leads:
                 check_free(folder)
             for run in earlier:
-                run.complete(place, progress, world, checkpoint_every, stop)
-            runner = Runner(loaded, folder, place, progress, world)
+                run.complete(place, progress, world, checkpoint_every, stop, logs)
+            runner = Runner(loaded, folder, place, progress, world, logs)
             runner.train(resume=resume, checkpoint_every=checkpoint_every, stop=stop)
             world.close()
             if not world.leads:
@@ -307,6 +329,31 @@ def report(
     if plots:
         for line in _drawn(folder, overrides):
             print(line, file=sys.stderr)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of finished runs.")],
+    form: Annotated[str, typer.Option("--format", help="terminal, markdown or json.")] = "terminal",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the Pareto fronts, .png or .svg; needs matplotlib.")
+    ] = None,
+) -> None:
+    """Show runs side by side: accuracy, bits, OPs, speed, differences to the first, spreads over seeds."""
+    from bonn_plugin.compare import check_plot, compare_runs, to_markdown, to_terminal, write_plot
+
+    if form not in ("terminal", "markdown", "json"):
+        raise BonnError(f"unknown format {form!r}: terminal, markdown or json")
+    if plot is not None:
+        check_plot(plot)
+    found = compare_runs(folders)
+    if form == "terminal":
+        console.print(to_terminal(found))
+    else:
+        sys.stdout.write(to_markdown(found) if form == "markdown" else found.model_dump_json(indent=1) + "\n")
+    if plot is not None:
+        write_plot(found, plot)
+        print(f"drawn: {plot}", file=sys.stderr)
 
 
 @app.command()

@@ -129,7 +129,7 @@ def test_two_processes_have_the_losses_of_one_over_20_steps(traced: Path) -> Non
 def test_two_processes_measure_every_test_sample_once(traced: Path) -> None:
     one, two = told(traced, "one")["metrics"], told(traced, "two")["metrics"]
     for record, other in zip(one, two, strict=True):
-        for name in ("test_top1", "test_top5"):
+        for name in ("test_loss", "test_top1", "test_top5"):
             assert record[name] == pytest.approx(other[name], abs=1e-9)
         assert record["loss"] == pytest.approx(other["loss"], rel=1e-9, abs=1e-9)
 

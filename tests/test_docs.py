@@ -46,7 +46,7 @@ def test_the_modifier_in_the_docs_can_be_registered_and_used():
     assert "weight_norm" in registered_modifiers()
 
 
-@pytest.mark.parametrize("command", ["check", "compress", "evaluate", "verify", "report", "recipes"])
+@pytest.mark.parametrize("command", ["check", "compress", "evaluate", "verify", "report", "compare", "recipes"])
 def test_every_command_that_the_readme_names_exists(command):
     assert f"bonn {command}" in (ROOT / "README.md").read_text()
     assert command in {c.name or c.callback.__name__ for c in cli.app.registered_commands}

@@ -130,7 +130,7 @@ def killed_after_the_state() -> None:
             kill()
         write_file(path, content)
 
-    train.runner.write_file = write
+    train.logs.write_file = write
     command()
 
 

@@ -56,6 +56,7 @@ def test_a_run_leaves_a_whole_folder(run_folder):
         "recipe.yaml",
         "report.json",
         "report.md",
+        "summary.csv",
         "training",
     ]
     records = [json.loads(line) for line in (run_folder / "training" / "metrics.jsonl").read_text().splitlines()]
@@ -63,6 +64,17 @@ def test_a_run_leaves_a_whole_folder(run_folder):
     assert set(records[0]["loss"]) == {"task", "kernel"}
     assert set(records[2]["loss"]) == {"task", "kernel", "feature"}
     assert records[-1]["test_top1"] > 20
+
+
+def test_the_loss_on_the_test_set_is_the_mean_cross_entropy(run_folder):
+    recipe = parse_recipe((run_folder / "recipe.yaml").read_text())
+    model, test = load_packed(run_folder), load_splits(recipe.data, 10).test
+    total = 0.0
+    with torch.no_grad():
+        for image, label in test:
+            total -= float(model(image[None]).double().log_softmax(1)[0, label])
+    record = json.loads((run_folder / "training" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["test_loss"] == pytest.approx(total / len(test), rel=1e-6)
 
 
 def test_the_report_tells_what_is_measured(run_folder):

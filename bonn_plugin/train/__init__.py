@@ -8,8 +8,9 @@ from bonn_plugin.train.classification import Classification, check_images
 from bonn_plugin.train.detection import Detection, equal_detections, mean_average_precision
 from bonn_plugin.train.device import choose_device
 from bonn_plugin.train.evaluate import Evaluation, evaluate, evaluate_export
+from bonn_plugin.train.logs import DISTRIBUTIONS, EVENTS, METRICS, SUMMARY, LogOptions
 from bonn_plugin.train.pictures import DETECTIONS_PLOT, draw_detections
-from bonn_plugin.train.runner import BAD_STEP, METRICS, STATE, Outcome, Progress, Runner, check_free, write_report
+from bonn_plugin.train.runner import BAD_STEP, STATE, Outcome, Progress, Runner, check_free, write_report
 from bonn_plugin.train.stop import Stopped, StopRequest
 from bonn_plugin.train.task import Scores, Step, Task
 from bonn_plugin.train.world import RANK_TIMEOUT, World, open_world
@@ -17,13 +18,17 @@ from bonn_plugin.train.world import RANK_TIMEOUT, World, open_world
 __all__ = [
     "BAD_STEP",
     "DETECTIONS_PLOT",
+    "DISTRIBUTIONS",
+    "EVENTS",
     "METRICS",
     "RANK_TIMEOUT",
     "STATE",
+    "SUMMARY",
     "Classification",
     "Detection",
     "EarlierRun",
     "Evaluation",
+    "LogOptions",
     "Outcome",
     "Progress",
     "Runner",

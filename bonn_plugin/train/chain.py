@@ -12,6 +12,7 @@ import torch
 from bonn_plugin.checkpoint import CONFIG, RECIPE
 from bonn_plugin.errors import CheckpointError, TrainingError
 from bonn_plugin.recipe import Problem, Recipe, RecipeError, earlier_recipes, load_recipe
+from bonn_plugin.train.logs import LogOptions
 from bonn_plugin.train.runner import STATE, Progress, Runner
 from bonn_plugin.train.stop import StopRequest
 from bonn_plugin.train.world import World
@@ -53,6 +54,7 @@ class EarlierRun:
         world: World | None = None,
         checkpoint_every: int | None = None,
         stop: StopRequest | None = None,
+        logs: LogOptions | None = None,
     ) -> None:
         """Train it, or go on with it, unless it is finished; with the arguments of the runner.
 
@@ -67,7 +69,7 @@ class EarlierRun:
                 f"{self.recipe.name} must be finished in {self.folder} before several processes train what needs it: "
                 "run it by a torchrun of its own"
             )
-        runner = Runner(self.recipe, self.folder, device, progress)
+        runner = Runner(self.recipe, self.folder, device, progress, logs=logs)
         resume = (self.folder / STATE).exists()
         runner.train(resume=resume, checkpoint_every=checkpoint_every, stop=stop)
         with nullcontext() if stop is None else stop.urgent():

@@ -1,4 +1,7 @@
-"""Classification: cross entropy, top-1 and top-5."""
+"""Classification: cross entropy, top-1 and top-5.
+
+The loss on the test set is the plain cross entropy, without label smoothing.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
+from bonn_plugin.collective import gather_objects
 from bonn_plugin.data import evaluation_loader, load_splits
 from bonn_plugin.errors import ModelError, TrainingError, one_line
 from bonn_plugin.recipe import Recipe, recipe_model
@@ -78,11 +82,19 @@ class Classification:
     @torch.no_grad()
     def _scores(self, predict: Callable[[Tensor], Tensor], loader: DataLoader[Any], *, together: bool) -> Scores:
         top1, top5 = self._meters(together=together)
+        loss, samples = 0.0, 0
         for images, labels in loader:
             logits = predict(images)
             top1.update(logits, labels)
             top5.update(logits, labels)
-        return {"test_top1": 100 * float(top1.compute()), "test_top5": 100 * float(top5.compute())}
+            loss += float(nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
+            samples += len(labels)
+        shares = gather_objects((loss, samples)) if together else [(loss, samples)]
+        return {
+            "test_loss": sum(part for part, _ in shares) / sum(count for _, count in shares),
+            "test_top1": 100 * float(top1.compute()),
+            "test_top5": 100 * float(top5.compute()),
+        }
 
     def describe(self, scores: Scores) -> str:
         """See ``Task``."""

@@ -23,6 +23,7 @@ from bonn_plugin.report import Report, make_report, to_markdown
 from bonn_plugin.sampling import Corrupt, Share
 from bonn_plugin.session import Session
 from bonn_plugin.train.book import Book
+from bonn_plugin.train.logs import LogOptions, Logs
 from bonn_plugin.train.start import Start, start_place
 from bonn_plugin.train.stepper import Stepper
 from bonn_plugin.train.stop import Stopped, StopRequest
@@ -31,7 +32,6 @@ from bonn_plugin.train.tasks import make_task
 from bonn_plugin.train.world import World
 
 STATE = Path("training") / "state.pt"
-METRICS = Path("training") / "metrics.jsonl"
 BAD_STEP = Path("training") / "bad_step.json"
 SHOWN = 8
 """Indices that a message shows."""
@@ -67,6 +67,7 @@ class Runner:
         device: where to train.
         progress: where to tell.
         world: the processes that train together; without it this one is alone.
+        logs: what to write besides metrics and summary; nothing where it is left out.
 
     Attributes:
         saved: epochs whose state is on the disk.
@@ -77,7 +78,13 @@ class Runner:
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, device: torch.device, progress: Progress, world: World | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        device: torch.device,
+        progress: Progress,
+        world: World | None = None,
+        logs: LogOptions | None = None,
     ) -> None:
         self.recipe = recipe
         self.folder = folder
@@ -108,6 +115,7 @@ class Runner:
         self.stepper = Stepper(recipe, self.task, self.session, device, world)
         self.book = Book()
         self.metrics: list[dict[str, Any]] = []
+        self.logs = Logs(folder, logs or LogOptions(), self.session.epochs)
         if world.watch is not None:
             world.watch.advice = self._saved_text
 
@@ -124,19 +132,28 @@ class Runner:
             TrainingError: the loss is not a number any more; another process died.
             Stopped: ``stop`` was asked; what was trained is on the disk.
         """
-        stop = StopRequest() if stop is None else stop
-        state = self.folder / STATE
+        try:
+            self._train(StopRequest() if stop is None else stop, checkpoint_every, resume=resume)
+        finally:
+            self.logs.close()
+
+    def _train(self, stop: StopRequest, checkpoint_every: int | None, *, resume: bool) -> None:
         if resume:
-            self._load(state)
+            self._load(self.folder / STATE)
         elif self.world.leads:
             check_free(self.folder)
         self.world.most([0.0])  # none writes before the first has looked
         if not resume and self.world.leads:
             write_file(self.folder / "training" / RECIPE, dump_recipe(self.recipe).encode())
+        if self.world.leads:  # a run that was killed after its state may lack the last line
+            self.logs.begin(self.metrics, self.session.epoch, resume=resume)
+        if self.session.clock.step == 0:
+            self._log_weights()
         self.progress.line(self._first_line())
         for epoch in range(len(self.metrics), self.session.epochs):
             if self.session.epoch == epoch:
                 self._epoch(epoch, checkpoint_every, stop)
+                self._log_weights()
             self._measure(stop)
             self.metrics.append({**self.book.record, "seconds": self.book.seconds})
             self.book.begin()
@@ -231,6 +248,10 @@ class Runner:
         self.world.mark(f"the measurement of epoch {self.book.record['epoch']}")
         self.book.record.update(scores)
 
+    def _log_weights(self) -> None:
+        if self.world.leads:
+            self.logs.moment(self.session.epoch, self.model)
+
     def _corrupt(self) -> list[int]:
         """Return the training samples that no process could read."""
         corrupt: Corrupt | None = getattr(self.task.loader.dataset, "corrupt", None)
@@ -305,12 +326,8 @@ class Runner:
             torch.save(state, buffer)
             write_file(self.folder / STATE, buffer.getvalue())
         self.saved, self.saved_steps = self.session.epoch, self.session.clock.step
-        self._write_metrics()
-
-    def _write_metrics(self) -> None:
         if self.world.leads:
-            lines = "".join(json.dumps(record) + "\n" for record in self.metrics)
-            write_file(self.folder / METRICS, lines.encode())
+            self.logs.write(self.metrics)
 
     def _load(self, path: Path) -> None:
         if not path.exists():
@@ -337,7 +354,6 @@ class Runner:
                 f"samples with the same augmentation, but sums are taken in another order, dropout draws other "
                 f"numbers{norms}"
             )
-        self._write_metrics()  # a run that was killed after its state may lack the last line
 
 
 def check_free(folder: Path) -> None:
@@ -387,4 +403,4 @@ def _epoch_line(record: dict[str, Any], epochs: int, headline: tuple[str, str]) 
     )
 
 
-__all__ = ["METRICS", "STATE", "Outcome", "Progress", "Runner", "check_free", "write_report"]
+__all__ = ["STATE", "Outcome", "Progress", "Runner", "check_free", "write_report"]

@@ -36,7 +36,7 @@ class Step:
 
 
 Scores = Mapping[str, float]
-"""Measurements on the test set by name, as they stand in the metrics: ``test_top1`` in percent, and so on."""
+"""Measurements on the test set by name, as they stand in the metrics: ``test_loss``, ``test_top1`` in percent."""
 
 
 class Task(Protocol):
