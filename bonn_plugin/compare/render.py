@@ -12,7 +12,7 @@ from rich.text import Text
 from bonn_plugin.compare.columns import ACCURACY, SIZE, SPEED, Column, columns
 from bonn_plugin.compare.comparison import COSTS, Comparison, SeedGroup, Setting
 from bonn_plugin.compare.runs import Run
-from bonn_plugin.report.render import Table
+from bonn_plugin.report.tables import Table
 
 NONE = "-"
 BEST = "*"

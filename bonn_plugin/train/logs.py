@@ -17,12 +17,12 @@ from torch import nn
 from bonn_plugin.errors import BonnError, CheckpointError
 from bonn_plugin.files import write_file
 from bonn_plugin.nn.distribution_log import BINS, REACH, weight_distributions
+from bonn_plugin.report.distributions import DISTRIBUTIONS
 from bonn_plugin.train.board import Board, need_tensorboard
 from bonn_plugin.train.summary import summary_csv, summary_row
 
 METRICS = Path("training") / "metrics.jsonl"
 SUMMARY = "summary.csv"
-DISTRIBUTIONS = "distributions.jsonl"
 EVENTS = "tensorboard"
 
 
