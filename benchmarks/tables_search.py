@@ -3,8 +3,8 @@
     python benchmarks/tables_search.py --out runs/search.jsonl          # about 40 minutes on one core
     python benchmarks/tables_search.py --out runs/search.jsonl --table  # what has been measured so far
 
-Each line is ResNet18 of a quarter of the width, 12 epochs, batch 64, Adam with cosine and one epoch of warm-up but where it
-says otherwise. w stands for the modulation vector, whose learning rate is a role of its own.
+Each line is ResNet18 of a quarter of the width, 12 epochs, batch 64, Adam with cosine and one epoch of warm-up, but
+where it says otherwise. w stands for the modulation vector, whose learning rate is a role of its own.
 """
 
 from __future__ import annotations
