@@ -181,6 +181,8 @@ TABLES = {
         {
             FULL.name: "69.3",
             "BWN (real activations)": "60.8",
+            "DoReFa-Net (4-bit activations)": "59.2",
+            "TBN (ternary activations)": "55.6",
             BNN.name: "42.2",
             XNOR.name: "51.2",
             "ABC-Net (1 base, 1 base)": "42.7",
@@ -221,12 +223,12 @@ TABLES = {
             NONE,
             KERNEL,
             Row("one mode at zero", more=("{type: one_mode, lambda: LAMBDA, nu: NU}",)),
-            Row("weight decay 1e-4", weight_decay=1e-4),
+            Row("weight decay 1e-5", weight_decay=1e-5),
             Row("weight decay 1e-3", weight_decay=1e-3),
         ),
         (
             (KERNEL.name, "one mode at zero"),
-            (KERNEL.name, "weight decay 1e-4"),
+            (KERNEL.name, "weight decay 1e-5"),
             (KERNEL.name, "weight decay 1e-3"),
             ("one mode at zero", NONE.name),
         ),
