@@ -193,8 +193,8 @@ TABLES = {
     ),
     "structure": Table(
         "The structure of the network",
-        "The same methods in the networks that they were published with: a shortcut round each convolution "
-        "(Bi-Real Net, ReActNet), and norms before the sign (XNOR-Net).",
+        "The same methods in the structure that they were published with, but for PReLU: a shortcut round each "
+        "convolution (Bi-Real Net, ReActNet), and norms before the sign (XNOR-Net).",
         (BOTH, BONN_OWN, BIREAL, BIREAL_OWN, REACT_OWN, XNOR, XNOR_OWN),
         (
             (BONN_OWN.name, BIREAL_OWN.name),
@@ -217,8 +217,8 @@ TABLES = {
     ),
     "modes": Table(
         "Do two modes help, or would weight decay do?",
-        "Controls of the kernel loss: weight decay on the latent kernels, and the same loss with both modes at zero, "
-        "which is a weight decay of learned strength.",
+        "Controls of the kernel loss: weight decay (of the latent kernels, stem, 1x1 convolutions and classifier), and "
+        "the same loss with both modes at zero, which is a weight decay of the kernels of learned strength.",
         (
             NONE,
             KERNEL,
@@ -258,7 +258,7 @@ def recipe_text(row: Row, dataset: str, root: str) -> str:
     shortcut = f"{row.shortcut}, norm: after" if after else row.shortcut
     rates = []
     bonn = row.binarize is not None and "method: bonn" in row.binarize
-    if bonn:
+    if bonn or "method: pcnn" in (row.binarize or ""):
         rates.append(f"modulation: {s.lr_bonn[0]:g}")
     if bonn and any("kernel_loss" in m or "one_mode" in m for m in row.more):
         rates.append(f"sigma: {s.lr_bonn[1]:g}")

@@ -72,12 +72,12 @@ class Layer:
 
     @property
     def _input(self) -> str:
-        if self.code:
-            return f"read as {self.code}"
         if self.outlined:
             return "not looked at: the network is too large to run here"
         if self.signs is None:
             return "not reached by the forward pass"
+        if self.code:
+            return f"read as {self.code}"
         if not self.signs.one_sign:
             return "both signs"
         if self.threshold:

@@ -14,6 +14,7 @@ from bonn_plugin import Recipe, Session, ledger, load_packed, parse_recipe, save
 from bonn_plugin.check import forecast
 from bonn_plugin.errors import ExportError
 from bonn_plugin.export.openvino import export_openvino
+from bonn_plugin.export.selftest import _Seen
 from bonn_plugin.functional.methods import (
     Bases,
     abc_inputs,
@@ -33,6 +34,7 @@ from bonn_plugin.functional.methods import (
 from bonn_plugin.modifiers.methods import METHODS
 from bonn_plugin.nn import MethodConv2d, PackedBasesConv2d, PackedConv2d, ProjectionConv2d, Role
 from bonn_plugin.recipe import RecipeError, recipe_model
+from bonn_plugin.report import make_report
 from tests.reference import convolve
 
 RECIPE = """
@@ -322,19 +324,25 @@ def test_operations_are_counted_by_the_bits_of_the_input() -> None:
 
 
 def test_bnn_keeps_its_weights_within_one() -> None:
-    session, model, _ = trained("method: bnn")
+    torch.manual_seed(0)
+    session = Session(recipe_for("method: bnn"), steps_per_epoch=3)
+    model = session.prepare(recipe_model(session.recipe))
     layer = next(m for m in model.modules() if isinstance(m, MethodConv2d))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
     with torch.no_grad():
         layer.weight.mul_(100)
     assert layer.weight.abs().max() > 1
-    session.modifiers[0].on_after_optimizer_step()
+    session.step()
     assert layer.weight.abs().max() == 1
 
 
 def test_the_projection_loss_is_added_and_moves_the_plane() -> None:
     session, model, _ = trained("method: pcnn", more=", {type: projection_loss, lambda: 0.5}")
-    layers = [m for m in model.modules() if isinstance(m, ProjectionConv2d)]
-    assert all((layer.projection != 1).any() for layer in layers)
+    _, without, _ = trained("method: pcnn")
+    pairs = zip(model.modules(), without.modules(), strict=True)
+    planes = [(m.projection, o.projection) for m, o in pairs if isinstance(m, ProjectionConv2d)]
+    assert len(planes) == 16
+    assert all((one != other).any() for one, other in planes)
     fresh = Session(session.recipe, steps_per_epoch=1)
     prepared = fresh.prepare(recipe_model(session.recipe))
     expected = sum(
@@ -357,7 +365,7 @@ def test_a_method_with_one_bit_activations_can_be_exported(keys: str, tmp_path: 
 def test_the_export_of_other_activations_is_refused_with_the_reason(tmp_path: Path) -> None:
     session, _, x = trained("method: tbn")
     save_packed(session.convert(), tmp_path, session.recipe)
-    with pytest.raises(ExportError, match="reads its input as 'ternary' in 1 bases, not as one sign"):
+    with pytest.raises(ExportError, match=r"reads its input as -1, 0 or \+1, with 1 base"):
         export_openvino(load_packed(tmp_path), tmp_path, (1, 3, 32, 32), [x])
 
 
@@ -368,6 +376,7 @@ def test_the_export_of_other_activations_is_refused_with_the_reason(tmp_path: Pa
         ("method: bnn, delta: 0.3", "", "'delta' has no meaning for method 'bnn': it is of tbn"),
         ("method: bwn, ste: clip", "", "'ste' has no meaning for method 'bwn'"),
         ("method: dorefa, threshold: always", "", "'threshold' has no meaning for method 'dorefa'"),
+        ("method: bireal, bound: 2.0", "", "method 'bireal' sets it: ste: clip takes a bound"),
         ("method: xnor, weights: real", "", "'weights' has no meaning for method 'xnor': it is of bonn"),
         ("method: dorefa, activation_bits: 9", "", "activation_bits must be less than or equal to 8"),
         ("method: abc, weight_bases: 0", "", "weight_bases must be greater than or equal to 1"),
@@ -399,6 +408,42 @@ def test_a_method_sets_what_its_paper_says_and_the_recipe_may_say_otherwise() ->
     )
     assert recipe_for("method: bireal").modifiers[0].ste == "polynomial"
     assert recipe_for("method: bireal, ste: clip").modifiers[0].ste == "clip"
+    assert recipe_for("method: reactnet, threshold: never").modifiers[0].threshold == "never"
+
+
+def test_the_report_of_real_activations_does_not_say_that_nothing_is_binarised() -> None:
+    session, _, x = trained("method: bwn")
+    original = recipe_model(session.recipe)
+    report = make_report("method", "bonn_resnet18", session.convert(), original, x[:1], 1, 1)
+    assert not any("nothing is binarised" in note for note in report.notes)
+
+
+def test_sums_of_many_bits_stay_finite_in_half_precision() -> None:
+    conv = torch.nn.Conv2d(64, 2, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.fill_(0.1)
+    config = recipe_for("method: dorefa, activation_bits: 8").modifiers[0]
+    layer = METHODS["dorefa"].make(conv, config)
+    x = torch.ones(1, 64, 5, 5)
+    with torch.autocast("cpu", torch.float16):
+        y = layer(x.half())
+    assert y.isfinite().all()
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.01, atol=0.01)
+
+
+def test_the_self_test_replays_a_tie_of_a_scaled_input() -> None:
+    layer = MethodConv2d(torch.nn.Conv2d(2, 2, 3, padding=1), xnor_weight, input_scale=True)
+    layer.add_threshold(from_input=False)
+    with torch.no_grad():
+        layer.threshold.copy_(torch.tensor([0.5, -0.3]))
+    packed = layer.pack()
+    x = torch.randn(1, 2, 6, 6)
+    x[0, 0, 0, 0], x[0, 1, 0, 0] = 0.5, -0.3
+    t = packed.threshold[:, None, None]
+    for theirs in ((x - t) >= 0, (x - t) > 0):
+        made = _Seen(1).sign(packed, x, theirs)
+        assert torch.equal((made - t) >= 0, theirs)
+        torch.testing.assert_close((made - t).abs(), (x - t).abs())
 
 
 @pytest.mark.parametrize(

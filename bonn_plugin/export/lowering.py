@@ -209,8 +209,8 @@ def _sign_conv_module(b: GraphBuilder, m: StoredSignConv2d, x: Value) -> Value:
 @_module(PackedBasesConv2d)
 def _bases_conv_module(b: GraphBuilder, m: PackedBasesConv2d, x: Value) -> Value:
     raise b.refuse(
-        f"it reads its input as {m.code.kind!r} in {m.bases} bases, not as one sign: the engine has no bits to compute "
-        "with. Methods with 1-bit activations can be exported"
+        f"it reads its input as {m.code.words}, with {m.bases} base(s) of weights. Exported are layers that read "
+        "sign(x - t) and have one base: methods bonn, bnn, xnor, bireal, pcnn and reactnet"
     )
 
 

@@ -323,8 +323,11 @@ class _Seen:
         theirs = theirs[:, : x.shape[1]]
         differ = ((x - t) >= 0) != theirs
         self._note(self.signs, differ, (x - t).abs(), x)
-        magnitude = (x - t).abs().clamp(min=1e-30) if module.input_scale else torch.ones_like(x)
-        return torch.where(theirs, magnitude, -magnitude) + t
+        if not module.input_scale:
+            return torch.where(theirs, 1.0, -1.0) + t
+        # |x - t| counts too: it stays as it is but at a tie, which the next smaller float breaks
+        made = torch.where(theirs, (x - t).abs(), -(x - t).abs()) + t
+        return torch.where(((made - t) >= 0) != theirs, torch.nextafter(made, torch.full_like(made, -torch.inf)), made)
 
     def integer(self, module: IntegerConv2d | IntegerLinear, x: Tensor, theirs: Tensor) -> Tensor:
         """Return an input that has the engine's integers."""

@@ -21,7 +21,8 @@ Shortcut = Literal["block", "conv"]
 class BiRealBlock(nn.Module):
     """BN -> (sign ->) 3x3 convolution -> + shortcut -> PReLU, one convolution a block.
 
-    With the norm ``"after"`` it is (sign ->) 3x3 convolution -> BN -> + shortcut -> PReLU, as Bi-Real Net has it.
+    With the norm ``"after"`` it is (sign ->) 3x3 convolution -> BN -> + shortcut -> PReLU, the order of Bi-Real Net,
+    which has no activation there.
     The shortcut that halves the size is average pooling, then a 1x1 convolution in full precision:
     the same function as the other order at a quarter of the cost.
     """

@@ -80,7 +80,7 @@ def following_activations(model: nn.Module, convolutions: Sequence[str], example
         if name not in found:
             raise ModelError(
                 f"no activation module follows {name} before the next binarised convolution, so there is none that "
-                "rprelu could replace",
+                "rprelu could replace: 'activation: keep' leaves activations as they are",
                 ("activation",),
             )
         following = found[name]

@@ -75,7 +75,10 @@ class BinarizeConfig(ModifierConfig):
     def _preset(cls, said: Any) -> Any:
         name = said.get("method", "bonn") if isinstance(said, Mapping) else None
         method = METHODS.get(name) if isinstance(name, str) else None  # type: ignore[call-overload]
-        return said if method is None else {**method.preset, **said}
+        if method is None:
+            return said
+        off = {"threshold_init"} if said.get("threshold") == "never" else set()
+        return {**{key: value for key, value in method.preset.items() if key not in off}, **said}
 
     @property
     def way(self) -> Method:
@@ -92,7 +95,8 @@ class BinarizeConfig(ModifierConfig):
             if problem:
                 yield ("targets", i), problem
         if self.ste == "polynomial" and self.bound != 1.0:
-            yield ("bound",), "the polynomial gradient has a fixed bound of 1"
+            own = "" if "ste" not in self.way.preset else f"; method {self.method!r} sets it: ste: clip takes a bound"
+            yield ("bound",), f"the polynomial gradient has a fixed bound of 1{own}"
         if self.threshold == "never" and "threshold_init" in self.model_fields_set:
             yield ("threshold_init",), "there is no threshold to give a first value: threshold is 'never'"
 

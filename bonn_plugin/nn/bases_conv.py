@@ -35,13 +35,21 @@ def sum_of_bases(geometry: ConvGeometry, code: InputCode, x: Tensor, signs: Sequ
     total: Tensor | None = None
     for n, a in enumerate(code.codes(x)):
         for m, s in enumerate(signs):
-            y = geometry.convolve(a, s)
+            y = _convolve(geometry, code, a, s)
             y = (y.to(scale.dtype) * scale[m][:, None, None]).to(x.dtype)
             if factors is not None:
                 y = y * factors[n].to(y)
             total = y if total is None else total + y
     assert total is not None
     return total
+
+
+def _convolve(geometry: ConvGeometry, code: InputCode, a: Tensor, s: Tensor) -> Tensor:
+    half = (torch.float16, torch.bfloat16)
+    if code.large and (a.dtype in half or torch.is_autocast_enabled(a.device.type)):
+        with torch.autocast(a.device.type, enabled=False):
+            return geometry.convolve(a.float(), s.float())
+    return geometry.convolve(a, s)
 
 
 @register_replacement("packed_bases_conv2d")

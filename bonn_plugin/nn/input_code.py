@@ -21,10 +21,12 @@ class InputCode(nn.Module):
     Attributes:
         kind: its name in a checkpoint.
         bends: whether it is an activation function itself, so that none stands before it.
+        large: whether sums of its codes leave the range of half precision.
     """
 
     kind: ClassVar[str]
     bends: ClassVar[bool] = True
+    large: ClassVar[bool] = False
 
     def codes(self, x: Tensor) -> list[Tensor]:
         """Return what is convolved, one or several in the shape of ``x``."""
@@ -84,6 +86,7 @@ class BitsInput(InputCode):
 
     kind = "bits"
     bends = False
+    large = True
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -160,7 +163,7 @@ class TernaryInput(InputCode):
 class ShiftedSigns(InputCode):
     """Several signs, each at a learned place and with a learned factor (ABC-Net).
 
-    Parameters: ``shifts`` v and ``weights`` beta, (N,) each.
+    Parameters: ``shifts`` v, of the role "threshold", and ``weights`` beta, (N,) each.
 
     Args:
         count: N, from 1.
@@ -170,6 +173,7 @@ class ShiftedSigns(InputCode):
     """
 
     kind = "signs"
+    parameter_roles: ClassVar[dict[str, str]] = {"shifts": "threshold"}
 
     def __init__(self, count: int) -> None:
         super().__init__()

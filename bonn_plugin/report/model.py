@@ -244,7 +244,12 @@ def make_report(
         ),
         tensors=book.entries,
         notes=(
-            *_notes(whole, without, signs=any(getattr(m, "binarizes_input", False) for m in packed.modules())),
+            *_notes(
+                whole,
+                without,
+                bits=bool(book.select([Role.BINARY_WEIGHT])),
+                signs=any(getattr(m, "binarizes_input", False) for m in packed.modules()),
+            ),
             *([INTEGER_NOTE] if book.select([Role.INTEGER_WEIGHT]) else []),
         ),
         merging=_merging(without) if without else None,
@@ -260,8 +265,8 @@ def _pruned(packed: nn.Module, original: nn.Module, example: Tensor) -> tuple[Pr
     return tuple(row for row in rows if row.after < row.before)
 
 
-def _notes(whole: Macs, without: Unmerged | None, *, signs: bool) -> tuple[str, ...]:
-    if not whole.binary:
+def _notes(whole: Macs, without: Unmerged | None, *, bits: bool, signs: bool) -> tuple[str, ...]:
+    if not whole.binary and not bits:
         return (SIGNS_NOTE,) if signs else (REAL_NOTE,)
     return (SPEED_NOTE, ZEROED_NOTE) if without and without.total.zeroed else (SPEED_NOTE,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -49,8 +50,12 @@ def sign_with_gradient(weight: Tensor, factor: Tensor) -> Tensor:
 
 def filter_mean(weight: Tensor) -> Tensor:
     """Return mean |X_i| of each filter, (C_out, 1, 1, 1), without gradient and above 0."""
-    tiny = 1e-12  # a filter of zeros has no scale; its gradient must stay finite
-    return weight.detach().abs().mean((1, 2, 3), keepdim=True).clamp(min=tiny)
+    return not_zero(weight.detach().abs().mean((1, 2, 3), keepdim=True))
 
 
-__all__ = ["Bases", "filter_mean", "sign_with_gradient"]
+def not_zero(scale: Tensor) -> Tensor:
+    """Return ``scale``, at least so large that 1 / scale is finite: weights that are all zero have none."""
+    return scale.clamp(min=8 * torch.finfo(scale.dtype).tiny)
+
+
+__all__ = ["Bases", "filter_mean", "not_zero", "sign_with_gradient"]

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from bonn_plugin.functional.methods.bases import Bases, sign_with_gradient
+from bonn_plugin.functional.methods.bases import Bases, not_zero, sign_with_gradient
 
 
 class _Round(Function):
@@ -31,7 +31,7 @@ def dorefa_weight(weight: Tensor) -> Bases:
     Args:
         weight: X, (C_out, C_in / groups, kh, kw).
     """
-    scale = weight.detach().abs().mean().clamp(min=1e-12)
+    scale = not_zero(weight.detach().abs().mean())
     return Bases(sign_with_gradient(weight, 1 / scale)[None], scale.expand(1, 1))
 
 

@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from bonn_plugin.functional.binarize import sign
-from bonn_plugin.functional.methods.bases import Bases
+from bonn_plugin.functional.methods.bases import Bases, not_zero
 
 
 class _Project(Function):
@@ -43,7 +43,7 @@ def pcnn_weight(weight: Tensor, projection: Tensor) -> Bases:
         weight: C, (C_out, C_in / groups, kh, kw).
         projection: W, (kh, kw).
     """
-    scale = weight.detach().abs().mean().clamp(min=1e-12)
+    scale = not_zero(weight.detach().abs().mean())
     signs: Tensor = _Project.apply(weight, projection, scale)
     return Bases(signs[None], scale.expand(1, 1))
 
