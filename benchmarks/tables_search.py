@@ -91,6 +91,10 @@ def tried() -> Iterator[tuple[str, str, str, str, tuple[str, ...], tuple[int, ..
     yield "1,000 images, 48 epochs, no loss", "conv", "before", BONN, few, two
     few = (*FEW, rates("5e-5", "5e-4"))
     yield "1,000 images, 48 epochs, lambda 1e-4, nu 1e-3", "conv", "before", kernel("1e-4", "1e-3"), few, two
+    for shortcut in ("block", "conv"):
+        yield "BNN", shortcut, "before", method("bnn"), (), (0,)
+        yield "XNOR-Net", shortcut, "before", method("xnor"), (), (0,)
+        yield "XNOR-Net without K", shortcut, "before", method("xnor, input_scale: false"), (), (0,)
     for rate in ("1e-3", "2e-3", "1e-2", "2e-2"):
         yield f"Bi-Real Net, learning rate {rate}", "conv", "after", method("bireal"), (lr(rate),), one
     yield "BNN, learning rate 1e-2", "block", "after", method("bnn"), (lr("1e-2"),), one
