@@ -19,7 +19,10 @@ def write_page(page, dataset, root, done, key_of):
     s = SETTINGS[dataset]
     parts = {}
     used = []
+    longer = (("EPOCHS", str(s.longer * s.epochs)), ("FEATURE_START", str(s.longer * s.feature_start)))
     for name, table in TABLES.items():
+        if s.longer == 1 and all(row.long for row in table.rows):
+            continue  # these rows are those of the other tables
         found = {}
         for row in table.rows:
             text = recipe_text(row, dataset, root)
@@ -29,6 +32,8 @@ def write_page(page, dataset, root, done, key_of):
                 used += runs.values()
         if found:
             parts[name] = "\n".join(_table(table, found))
+            for word, value in longer:
+                parts[name] = parts[name].replace(word, value)
     if not used:
         raise SystemExit("nothing has been measured yet")
     machines = sorted({r["machine"] for r in used})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Width = Literal["narrow", "wide"]
@@ -13,7 +13,8 @@ class Setting:
     """What all rows of one data set have in common.
 
     ``networks`` are by width, the inside of a mapping; ``feature_start`` is the first epoch of the feature loss,
-    ``merge_end`` the last of merging; ``lr_bonn`` are the learning rates of w and of sigma.
+    ``merge_end`` the last of merging; ``lr_bonn`` are the learning rates of w and of sigma; ``longer`` is how many
+    times as long the rows of the long tables train.
     """
 
     data: str
@@ -26,6 +27,7 @@ class Setting:
     merge_end: int
     what: str
     lr_bonn: tuple[float, float] = (2e-4, 2e-3)
+    longer: int = 1
 
 
 RESNET = "name: bonn_resnet18, num_classes: 10, args: {{widths: {widths}, shortcut: {shortcut}}}"
@@ -43,6 +45,7 @@ SETTINGS = {
         warmup=1,
         feature_start=8,
         merge_end=6,
+        longer=3,
         what="ResNet18 of a quarter of the width (16-32-64-128) and of the whole (64-128-256-512), 32 px",
     ),
     **{
@@ -80,6 +83,7 @@ class Row:
     norm: str = "after"
     width: Width = "narrow"
     weight_decay: float = 0.0
+    long: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,20 @@ BIREAL_OWN = Row("Bi-Real Net, a shortcut a convolution", "method: bireal", shor
 REACT_OWN = Row("ReActNet, a shortcut a convolution", "method: reactnet", shortcut="conv")
 BONN_OWN = Row("BONN, a shortcut a convolution", more=(kernel(), feature()), shortcut="conv")
 XNOR_OWN = Row("XNOR-Net, norms before the sign", "method: xnor", norm="before")
+ONE_MODE = Row("one mode at zero", more=("{type: one_mode, lambda: LAMBDA, nu: NU}",))
+DECAY = Row("weight decay 1e-5", weight_decay=1e-5)
 WIDE_FULL = Row("full precision, wide", None, width="wide")
 WIDE_XNOR = Row("XNOR-Net, wide", "method: xnor", width="wide")
 WIDE_BONN = Row("BONN, wide", more=(kernel(), feature()), width="wide")
+
+
+def long(row: Row) -> Row:
+    return replace(row, name=f"{row.name}, long", long=True)
+
+
+def long_pairs(*pairs: tuple[Row, Row]) -> tuple[tuple[str, str], ...]:
+    return tuple((long(better).name, long(worse).name) for better, worse in pairs)
+
 
 TABLES = {
     "table2": Table(
@@ -191,6 +206,35 @@ TABLES = {
             BOTH.name: "59.3",
         },
     ),
+    "long": Table(
+        "The orderings after longer training",
+        "EPOCHS epochs, the feature loss from epoch FEATURE_START on, all else as above.",
+        tuple(long(row) for row in (FULL, NONE, KERNEL, FEATURE, BOTH, BNN, XNOR, BIREAL)),
+        long_pairs(
+            (KERNEL, NONE),
+            (FEATURE, NONE),
+            (BOTH, NONE),
+            (BOTH, KERNEL),
+            (BOTH, FEATURE),
+            (BOTH, XNOR),
+            (BOTH, BIREAL),
+            (BIREAL, BNN),
+            (BOTH, BNN),
+            (FULL, BOTH),
+        ),
+    ),
+    "long_wide": Table(
+        "Width 64 after longer training",
+        "The wide network over EPOCHS epochs.",
+        (long(WIDE_FULL), long(WIDE_BONN)),
+        long_pairs((WIDE_FULL, WIDE_BONN)),
+    ),
+    "long_modes": Table(
+        "The controls after longer training",
+        "The same controls over EPOCHS epochs.",
+        tuple(long(row) for row in (NONE, KERNEL, ONE_MODE, DECAY)),
+        long_pairs((KERNEL, ONE_MODE), (KERNEL, DECAY), (ONE_MODE, NONE), (DECAY, NONE)),
+    ),
     "structure": Table(
         "The structure of the network",
         "The same methods in the structure that they were published with, but for PReLU: a shortcut round each "
@@ -222,15 +266,15 @@ TABLES = {
         (
             NONE,
             KERNEL,
-            Row("one mode at zero", more=("{type: one_mode, lambda: LAMBDA, nu: NU}",)),
-            Row("weight decay 1e-5", weight_decay=1e-5),
+            ONE_MODE,
+            DECAY,
             Row("weight decay 1e-3", weight_decay=1e-3),
         ),
         (
-            (KERNEL.name, "one mode at zero"),
-            (KERNEL.name, "weight decay 1e-5"),
+            (KERNEL.name, ONE_MODE.name),
+            (KERNEL.name, DECAY.name),
             (KERNEL.name, "weight decay 1e-3"),
-            ("one mode at zero", NONE.name),
+            (ONE_MODE.name, NONE.name),
         ),
     ),
     "merging": Table(
@@ -264,9 +308,10 @@ def recipe_text(row: Row, dataset: str, root: str) -> str:
         rates.append(f"sigma: {s.lr_bonn[1]:g}")
     modifiers = [] if row.binarize is None else [f"{{type: binarize, {_threshold(row.binarize)}}}", *row.more]
     listed = ", ".join(modifiers)
+    times = s.longer if row.long else 1
     for word, value in (
-        ("FEATURE_START", str(s.feature_start)),
-        ("MERGE_END", str(s.merge_end)),
+        ("FEATURE_START", str(times * s.feature_start)),
+        ("MERGE_END", str(times * s.merge_end)),
         ("LAMBDA", LAMBDA),
         ("NU", NU),
     ):
@@ -276,7 +321,7 @@ name: tables
 model: {{task: classification, {s.networks[row.width].format(shortcut=shortcut)}}}
 data: {{{s.data.replace("ROOT", root)}}}
 training:
-  epochs: {s.epochs}
+  epochs: {times * s.epochs}
   batch_size: {s.batch_size}
   optimizer: {{name: adam, lr: {s.lr:g}, weight_decay: {row.weight_decay:g}, lr_by_role: {{{", ".join(rates)}}}}}
   schedule: {{name: cosine, warmup_epochs: {s.warmup}}}

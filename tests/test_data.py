@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from bonn_plugin.data.drawing import digits_and_photos
 from bonn_plugin.errors import DataError
 from bonn_plugin.recipe import CifarConfig, DataConfig, DigitsClutterConfig, DigitsConfig, ImageFolderConfig
 from bonn_plugin.sampling import EpochSampler, epoch_seed
+from tests.cifar_files import PER_FILE, cifar_pixels, write_cifar10, write_pickle
 
 
 def stacked(data: Any) -> tuple[Tensor, Tensor]:
@@ -88,36 +87,11 @@ def test_digits_are_shifted_while_training_and_never_in_the_test() -> None:
 
 # --- CIFAR ---------------------------------------------------------------------------------------
 
-PER_FILE = 4
-
-
-def cifar_pixels(part: int) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(part).integers(0, 256, (PER_FILE, 3072), np.uint8)
-
-
-def write_pickle(file: Path, content: object) -> str:
-    """Write as the originals are, in protocol 2, and return the file's MD5 sum."""
-    data = pickle.dumps(content, protocol=2)
-    file.write_bytes(data)
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
 
 @pytest.fixture
 def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small CIFAR-10 in the layout of the original; torchvision is told its MD5 sums."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    sums = []
-    for part, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        labels = [(part + i) % 10 for i in range(PER_FILE)]
-        content = {"batch_label": name, "labels": labels, "data": cifar_pixels(part), "filenames": ["x"] * PER_FILE}
-        sums.append([name, write_pickle(folder / name, content)])
-    meta = {"label_names": [f"class{i}" for i in range(10)], "num_cases_per_batch": PER_FILE, "num_vis": 3072}
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", sums[:5])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", sums[5:])
-    md5 = write_pickle(folder / "batches.meta", meta)
-    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": md5})
-    return tmp_path
+    """A small CIFAR-10 in the layout of the original."""
+    return write_cifar10(tmp_path, monkeypatch)
 
 
 @pytest.fixture

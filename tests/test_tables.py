@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from bonn_plugin import parse_recipe
+from tests.cifar_files import write_cifar10
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -44,7 +45,7 @@ def test_every_row_of_every_table_is_a_recipe_on_every_data_set(rows: ModuleType
             assert len(set(names)) == len(names)
             for row in table.rows:
                 recipe = parse_recipe(rows.recipe_text(row, dataset, "data"))
-                assert recipe.training.epochs == setting.epochs
+                assert recipe.training.epochs == setting.epochs * (setting.longer if row.long else 1)
                 assert (len(recipe.modifiers) == 0) == (row.binarize is None)
             for pair in table.pairs:
                 assert set(pair) <= set(names), table.title
@@ -88,3 +89,36 @@ def test_the_page_gives_means_spreads_and_paired_tests(rows: ModuleType, page: M
 def test_a_page_without_results_is_refused(page: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nothing has been measured"):
         page.write_page(tmp_path / "results.md", "digits_clutter", ".", {}, lambda text, seed: "")
+
+
+def test_a_row_trains_packs_and_reloads_on_cifar(
+    rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    tables = _module("tables")
+    recipe = rows.recipe_text(rows.KERNEL, "cifar10", str(write_cifar10(tmp_path, monkeypatch)))
+    assert "epochs: 200\n  batch_size: 128\n" in recipe
+    short = recipe.replace("epochs: 200\n  batch_size: 128\n", "epochs: 6\n  batch_size: 20\n")
+    found = tables.train(short, 0, "cpu", 1)
+    assert found["top1"] in (0, 25, 50, 75, 100)  # of four images
+    assert found["packed_top1"] == found["top1"]
+    assert found["rate"] == pytest.approx(20.37, abs=0.01)  # WRN22 16-16-32-64
+    assert found["loss"] > 0
+    assert found["valley"] > 0
+
+
+def test_long_rows_are_the_short_ones_but_for_their_epochs(rows: ModuleType) -> None:
+    setting = rows.SETTINGS["digits_clutter"]
+    epochs, start = setting.longer * setting.epochs, setting.longer * setting.feature_start
+    assert epochs > setting.epochs
+    for name in ("long", "long_wide", "long_modes"):
+        for row in rows.TABLES[name].rows:
+            assert row.long
+            assert row.name.endswith(", long")
+    long, short = (rows.recipe_text(row, "digits_clutter", ".") for row in (rows.long(rows.BOTH), rows.BOTH))
+    changed = [(a, b) for a, b in zip(short.splitlines(), long.splitlines(), strict=True) if a != b]
+    assert [b for _, b in changed] == [
+        f"  epochs: {epochs}",
+        changed[1][0].replace(f"start: {setting.feature_start}", f"start: {start}"),
+    ]
+    assert rows.recipe_text(rows.long(rows.BOTH), "cifar10", ".") == rows.recipe_text(rows.BOTH, "cifar10", ".")
