@@ -118,6 +118,23 @@ def test_kernel_loss_is_equation_9_and_its_gradients_equations_13_and_16_to_18(l
         assert relative(tensor.grad, 1.7 * wanted) < 1e-10
 
 
+def test_the_kernel_loss_depends_on_no_sign(layer):
+    """What docs/results.md says of it: of two kernels with equal magnitudes it prefers none."""
+    weight, *others = (t.detach() for t in layer)
+    weight[0, 0, 0, 0] = 1.0  # zero is the one place with a sign of its own
+    for seed in range(5):
+        turn = torch.randint(2, weight.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        assert (turn < 0).any()
+        turned, still = (weight * t for t in (turn, 1))
+        for kernel in (turned, still):
+            kernel.requires_grad_()
+        losses = [kernel_loss(kernel, *others, 0.37) for kernel in (turned, still)]
+        torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+        for loss in losses:
+            loss.backward()
+        assert relative(turned.grad, still.grad * turn) < 1e-12
+
+
 def test_feature_loss_is_equation_8_and_moves_features_and_spreads_but_no_centre():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(7, 3, dtype=torch.float64, generator=generator).requires_grad_()
