@@ -1,6 +1,6 @@
 """What was tried before the settings of benchmarks/tables.py were chosen: leads of one or two seeds, on digits_clutter.
 
-    python benchmarks/tables_search.py --out runs/search.jsonl          # about 100 minutes on one core
+    python benchmarks/tables_search.py --out runs/search.jsonl          # about two and a half hours on one core
     python benchmarks/tables_search.py --out runs/search.jsonl --table  # what has been measured so far
 
 Each line is ResNet18 of a quarter of the width, 12 epochs, batch 64, Adam with cosine and one epoch of warm-up, but
@@ -106,6 +106,7 @@ def tried() -> Iterator[tuple[str, str, str, str, tuple[str, ...], tuple[int, ..
     many = (lr("2e-2"), rates("2e-4", "2e-3"))
     yield "lambda 1e-4, nu 1e-3, learning rate 2e-2", "block", "after", kernel("1e-4", "1e-3"), many, one
     plain = many[:1]
+    both = f"{kernel('1e-4', '1e-3')}, {{type: feature_loss, theta: 1e-3, start: 40}}"
     for epochs, name, modifiers, overrides in (
         (48, "no loss", BONN, many),
         (48, "lambda 1e-4, nu 1e-3", kernel("1e-4", "1e-3"), many),
@@ -116,11 +117,14 @@ def tried() -> Iterator[tuple[str, str, str, str, tuple[str, ...], tuple[int, ..
         (48, "theta 1e-2", feature("1e-2", 32), many),
         (48, "Bi-Real Net", method("bireal"), plain),
         (60, "no loss", BONN, many),
-        (60, "both losses", f"{kernel('1e-4', '1e-3')}, {{type: feature_loss, theta: 1e-3, start: 40}}", many),
+        (60, "both losses", both, many),
         (60, "XNOR-Net", method("xnor"), plain),
         (60, "full precision", "", plain),
     ):
         yield f"{epochs} epochs, {name}", "block", "after", modifiers, (f"training.epochs={epochs}", *overrides), one
+    wide = ("training.epochs=60", "model.args.widths=[64, 128, 256, 512]", *many)
+    yield "60 epochs, 64-128-256-512, both losses", "block", "after", both, wide, (0,)
+    yield "60 epochs, 64-128-256-512, full precision", "block", "after", "", wide[:-1], (0,)
     wrn = "model={name: bonn_wrn22_16, num_classes: 10, args: {shortcut: block}}"
     yield "WRN22-16, full precision", "block", "before", "", (wrn,), one
     yield "WRN22-16, XNOR-Net", "block", "before", method("xnor"), (wrn,), one
