@@ -120,8 +120,6 @@ BONN_OWN = Row("BONN, a shortcut a convolution", more=(kernel(), feature()), sho
 XNOR_OWN = Row("XNOR-Net, norms before the sign", "method: xnor", norm="before")
 ONE_MODE = Row("one mode at zero", more=("{type: one_mode, lambda: LAMBDA, nu: NU}",))
 DECAY = Row("weight decay 1e-5", weight_decay=1e-5)
-STRONG_FEATURE = Row("BONN, feature loss, theta 1e-2", more=(feature("1e-2"),))
-STRONG_BOTH = Row("BONN, theta 1e-2", more=(kernel(), feature("1e-2")))
 WIDE_FULL = Row("full precision, wide", None, width="wide")
 WIDE_XNOR = Row("XNOR-Net, wide", "method: xnor", width="wide")
 WIDE_BONN = Row("BONN, wide", more=(kernel(), feature()), width="wide")
@@ -225,19 +223,6 @@ TABLES = {
             (FEATURE, XNOR),
             (BNN, XNOR),
             (FULL, BOTH),
-        ),
-    ),
-    "long_theta": Table(
-        "A stronger feature loss, after longer training",
-        "Theta of 1e-2, the best that was found on seed 100, over EPOCHS epochs.",
-        tuple(long(row) for row in (NONE, FEATURE, STRONG_FEATURE, KERNEL, BOTH, STRONG_BOTH, XNOR, BIREAL)),
-        long_pairs(
-            (STRONG_FEATURE, NONE),
-            (STRONG_BOTH, NONE),
-            (STRONG_BOTH, KERNEL),
-            (STRONG_BOTH, STRONG_FEATURE),
-            (STRONG_BOTH, XNOR),
-            (STRONG_BOTH, BIREAL),
         ),
     ),
     "long_wide": Table(

@@ -105,6 +105,9 @@ def tried() -> Iterator[tuple[str, str, str, str, tuple[str, ...], tuple[int, ..
     yield "no loss, learning rate 2e-2", "block", "after", BONN, (lr("2e-2"), rates("2e-4")), one
     many = (lr("2e-2"), rates("2e-4", "2e-3"))
     yield "lambda 1e-4, nu 1e-3, learning rate 2e-2", "block", "after", kernel("1e-4", "1e-3"), many, one
+    yield "no loss, learning rate 2e-2", "conv", "after", BONN, many, one
+    learned = "{type: binarize, threshold: always}"
+    yield "no loss, learning rate 2e-2, learned thresholds", "conv", "after", learned, many, one
     plain = many[:1]
     both = f"{kernel('1e-4', '1e-3')}, {{type: feature_loss, theta: 1e-3, start: 40}}"
     for epochs, name, modifiers, overrides in (

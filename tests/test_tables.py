@@ -111,7 +111,7 @@ def test_long_rows_are_the_short_ones_but_for_their_epochs(rows: ModuleType) -> 
     setting = rows.SETTINGS["digits_clutter"]
     epochs, start = setting.longer * setting.epochs, setting.longer * setting.feature_start
     assert epochs > setting.epochs
-    for name in ("long", "long_theta", "long_wide", "long_modes"):
+    for name in ("long", "long_wide", "long_modes"):
         for row in rows.TABLES[name].rows:
             assert row.long
             assert row.name.endswith(", long")
