@@ -12,8 +12,9 @@ TEXT = Path(__file__).parent / "tables_text.md"
 
 
 def write_page(page, dataset, root, done, key_of):
-    """Write the page: the tables, their paired tests, and the words of tables_text.md about them.
+    """Write the page: the tables and their paired tests, for digits_clutter among the words of tables_text.md.
 
+    Those words say what was found there, and would be false beside the figures of another data set.
     ``done`` are results by key, ``key_of`` makes a key of a recipe and a seed.
     """
     s = SETTINGS[dataset]
@@ -45,7 +46,11 @@ def write_page(page, dataset, root, done, key_of):
         "mean ± standard deviation over seeds; p: paired t-test over seeds, two-sided. "
         f"{'; '.join(machines)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
     )
-    words = TEXT.read_text(encoding="utf-8")
+    if dataset == "digits_clutter":
+        words = TEXT.read_text(encoding="utf-8")
+    else:
+        headed = (f"## {TABLES[name].title}\n\n<!-- {name} -->\n" for name in parts)
+        words = "\n".join((f"# Results: {dataset}\n\n<!-- setting -->\n", *headed))
     for name in TABLES:
         words = words.replace(f"<!-- {name} -->", parts.get(name, "Not measured."))
     page.write_text(words.replace("<!-- setting -->", setting), encoding="utf-8")

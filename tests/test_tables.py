@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 from scipy.stats import ttest_rel
 
-from bonn_plugin import parse_recipe
+from bonn_plugin import Session, parse_recipe
+from bonn_plugin.recipe import recipe_model
 from tests.cifar_files import write_cifar10
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -86,6 +87,20 @@ def test_the_page_gives_means_spreads_and_paired_tests(rows: ModuleType, page: M
     assert "Not measured." in text
 
 
+def test_the_page_of_another_data_set_has_none_of_the_words_about_digits_clutter(
+    rows: ModuleType, page: ModuleType, tmp_path: Path
+) -> None:
+    measured = {"top1": 87.34, "rate": 20.37, "ops": 1e6, "seconds": 60.0, "machine": "a machine", "date": "2026-11-21"}
+    done = {rows.recipe_text(rows.BOTH, "cifar10", "."): measured}
+    page.write_page(tmp_path / "results.md", "cifar10", ".", done, lambda text, seed: text if seed == 0 else "")
+    text = (tmp_path / "results.md").read_text()
+    assert text.startswith("# Results: cifar10\n")
+    assert "## Table 3: full precision, XNOR-Net and BONN at two widths" in text
+    assert "| BONN | 87.34 | 1 | 20.37 |" in text
+    assert "digits" not in text
+    assert ", long" not in text
+
+
 def test_a_page_without_results_is_refused(page: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nothing has been measured"):
         page.write_page(tmp_path / "results.md", "digits_clutter", ".", {}, lambda text, seed: "")
@@ -122,3 +137,16 @@ def test_long_rows_are_the_short_ones_but_for_their_epochs(rows: ModuleType) -> 
         changed[1][0].replace(f"start: {setting.feature_start}", f"start: {start}"),
     ]
     assert rows.recipe_text(rows.long(rows.BOTH), "cifar10", ".") == rows.recipe_text(rows.BOTH, "cifar10", ".")
+
+
+def test_every_lead_is_a_recipe_whose_learning_rates_find_their_parameters() -> None:
+    search = _module("tables_search")
+    names = []
+    for name, shortcut, norm, modifiers, overrides, _ in search.tried():
+        text = search.RECIPE.replace("SHORTCUT", shortcut).replace("NORM", norm)
+        recipe = parse_recipe(text, overrides=[f"modifiers=[{modifiers}]", *overrides])
+        session = Session(recipe, steps_per_epoch=1)
+        session.prepare(recipe_model(recipe))
+        assert session.param_groups()
+        names.append((name, shortcut, norm))
+    assert len(set(names)) == len(names)
