@@ -20,9 +20,9 @@ def write_page(page, dataset, root, done, key_of):
     s = SETTINGS[dataset]
     parts = {}
     used = []
-    longer = (("EPOCHS", str(s.longer * s.epochs)), ("FEATURE_START", str(s.longer * s.feature_start)))
     for name, table in TABLES.items():
-        if s.longer == 1 and all(row.long for row in table.rows):
+        times = max(row.times for row in table.rows)
+        if times > 1 and not s.longer:
             continue  # these rows are those of the other tables
         found = {}
         for row in table.rows:
@@ -33,7 +33,7 @@ def write_page(page, dataset, root, done, key_of):
                 used += runs.values()
         if found:
             parts[name] = "\n".join(_table(table, found))
-            for word, value in longer:
+            for word, value in (("EPOCHS", str(times * s.epochs)), ("FEATURE_START", str(times * s.feature_start))):
                 parts[name] = parts[name].replace(word, value)
     if not used:
         raise SystemExit("nothing has been measured yet")

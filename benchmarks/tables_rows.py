@@ -13,8 +13,8 @@ class Setting:
     """What all rows of one data set have in common.
 
     ``networks`` are by width, the inside of a mapping; ``feature_start`` is the first epoch of the feature loss,
-    ``merge_end`` the last of merging; ``lr_bonn`` are the learning rates of w and of sigma; ``longer`` is how many
-    times as long the rows of the long tables train.
+    ``merge_end`` the last of merging; ``lr_bonn`` are the learning rates of w and of sigma; ``longer`` says that rows
+    which train a multiple of ``epochs`` do so here, and that the tables which consist of them are of use.
     """
 
     data: str
@@ -27,7 +27,7 @@ class Setting:
     merge_end: int
     what: str
     lr_bonn: tuple[float, float] = (2e-4, 2e-3)
-    longer: int = 1
+    longer: bool = False
 
 
 RESNET = "name: bonn_resnet18, num_classes: 10, args: {{widths: {widths}, shortcut: {shortcut}}}"
@@ -45,7 +45,7 @@ SETTINGS = {
         warmup=1,
         feature_start=8,
         merge_end=6,
-        longer=3,
+        longer=True,
         what="ResNet18 of a quarter of the width (16-32-64-128) and of the whole (64-128-256-512), 32 px",
     ),
     **{
@@ -74,7 +74,10 @@ LAMBDA, NU, THETA = "1e-4", "1e-3", "1e-3"
 
 @dataclass(frozen=True)
 class Row:
-    """One training: ``binarize`` are its settings, None for full precision; ``more`` are modifiers after it."""
+    """One training: ``binarize`` are its settings, None for full precision; ``more`` are modifiers after it.
+
+    ``times`` is the multiple of the setting's epochs that it trains.
+    """
 
     name: str
     binarize: str | None = "method: bonn"
@@ -83,7 +86,7 @@ class Row:
     norm: str = "after"
     width: Width = "narrow"
     weight_decay: float = 0.0
-    long: bool = False
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,13 @@ WIDE_XNOR = Row("XNOR-Net, wide", "method: xnor", width="wide")
 WIDE_BONN = Row("BONN, wide", more=(kernel(), feature()), width="wide")
 
 
-def long(row: Row) -> Row:
-    return replace(row, name=f"{row.name}, long", long=True)
+def long(row: Row, times: int = 3) -> Row:
+    """Return the row over a multiple of its epochs: three times, "long", or five times, "longest"."""
+    return replace(row, name=f"{row.name}, {'long' if times == 3 else 'longest'}", times=times)
 
 
-def long_pairs(*pairs: tuple[Row, Row]) -> tuple[tuple[str, str], ...]:
-    return tuple((long(better).name, long(worse).name) for better, worse in pairs)
+def long_pairs(*pairs: tuple[Row, Row], times: int = 3) -> tuple[tuple[str, str], ...]:
+    return tuple((long(better, times).name, long(worse, times).name) for better, worse in pairs)
 
 
 TABLES = {
@@ -231,6 +235,12 @@ TABLES = {
         (long(WIDE_FULL), long(WIDE_BONN)),
         long_pairs((WIDE_FULL, WIDE_BONN)),
     ),
+    "longest_wide": Table(
+        "Width 64 after still longer training",
+        "The wide network over EPOCHS epochs, the feature loss from epoch FEATURE_START on.",
+        (long(WIDE_FULL, 5), long(WIDE_BONN, 5)),
+        long_pairs((WIDE_FULL, WIDE_BONN), times=5),
+    ),
     "long_modes": Table(
         "The controls after longer training",
         "The same controls over EPOCHS epochs.",
@@ -297,6 +307,11 @@ TABLES = {
 }
 
 
+def times_of(row: Row, dataset: str) -> int:
+    """Return the multiple of the data set's epochs that a row trains there."""
+    return row.times if SETTINGS[dataset].longer else 1
+
+
 def recipe_text(row: Row, dataset: str, root: str) -> str:
     """Return the recipe of a row, without its seed."""
     s = SETTINGS[dataset]
@@ -310,7 +325,7 @@ def recipe_text(row: Row, dataset: str, root: str) -> str:
         rates.append(f"sigma: {s.lr_bonn[1]:g}")
     modifiers = [] if row.binarize is None else [f"{{type: binarize, {_threshold(row.binarize)}}}", *row.more]
     listed = ", ".join(modifiers)
-    times = s.longer if row.long else 1
+    times = times_of(row, dataset)
     for word, value in (
         ("FEATURE_START", str(times * s.feature_start)),
         ("MERGE_END", str(times * s.merge_end)),

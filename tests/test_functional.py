@@ -10,6 +10,7 @@ from bonn_plugin.functional import (
     binarize_weight,
     convolve_signs,
     feature_loss,
+    keep_positive_,
     kernel_loss,
     pack_signs,
     scale_backward,
@@ -60,6 +61,42 @@ def test_gradients_of_binarize_weight_are_equations_12_and_15(layer):
     assert bool((grad_x == 0).any()), "the mask of Eq. 12 must matter in this test"
     assert relative(weight.grad, grad_x) < 1e-10
     assert relative(modulation.grad, grad_w) < 1e-10
+
+
+def test_an_element_of_w_below_zero_turns_the_gradient_round_and_none_stays_there():
+    generator = torch.Generator().manual_seed(2)
+    weight = (0.1 * torch.randn(6, 4, 3, 3, dtype=torch.float64, generator=generator)).requires_grad_()
+    modulation = torch.randn(4, 3, 3, dtype=torch.float64, generator=generator)
+    grad = torch.randn(weight.shape, dtype=torch.float64, generator=generator)  # dL/dX̂, and X̂ rises with X
+
+    def turned(w):
+        weight.grad = None
+        binarize_weight(weight, w).backward(grad)
+        return weight.grad * grad < 0
+
+    below = modulation < 0
+    assert bool(below.any())
+    assert torch.equal(turned(modulation), below.expand(weight.shape))
+    kept = modulation.clone()
+    keep_positive_(kept)
+    assert not bool(turned(kept).any())
+    positive = [v for v in modulation.flatten().tolist() if v > 0]
+    floor = 0.01 * sum(positive) / modulation.numel()
+    for before, after in zip(modulation.flatten().tolist(), kept.flatten().tolist(), strict=True):
+        assert after == pytest.approx(max(before, floor), rel=1e-12)
+
+
+def test_w_is_positive_even_where_all_of_it_was_below_zero_and_what_is_above_the_floor_stays_as_it_is():
+    none = torch.full((2, 3, 3), -0.5)
+    keep_positive_(none)
+    assert bool((none > 0).all())
+    w = torch.rand(4, 3, 3) + 0.2
+    before = w.clone()
+    keep_positive_(w)
+    assert torch.equal(w, before)
+    broken = torch.tensor([1.0, float("nan")])
+    keep_positive_(broken)
+    assert bool(torch.isnan(broken).all()), "what diverged must be seen"
 
 
 def test_scaling_after_the_convolution_keeps_the_gradients_of_equation_12(layer):

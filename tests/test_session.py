@@ -59,6 +59,24 @@ def test_the_kernel_term_is_lambda_times_the_sum_of_the_layers_losses(tiny):
     assert float(term.detach()) == pytest.approx(wanted, rel=1e-4)
 
 
+def test_w_stays_positive_at_any_learning_rate(tiny):
+    session = Session(tiny, 6)
+    model = session.prepare(recipe_model(tiny))
+    layers = [m for m in model.modules() if isinstance(m, BinaryConv2d)]
+    optimizer = torch.optim.Adam([{**group, "lr": 0.1} for group in session.param_groups()])  # steps as long as w
+    torch.manual_seed(0)
+    passed = 0
+    for _ in range(6):
+        y = torch.arange(8)
+        optimizer.zero_grad()
+        (nn.functional.cross_entropy(model(torch.randn(8, 3, 8, 8)), y) + session.loss(labels=y).total).backward()
+        optimizer.step()
+        passed += sum(int((m.modulation < 0).sum()) for m in layers)
+        session.step()
+        assert all(bool((m.modulation > 0).all()) for m in layers)
+    assert passed > 100, "the optimizer alone takes it below zero"
+
+
 def test_windows_are_whole_epochs_and_half_open():
     recipe = parse_recipe(TINY.replace("nu: 1e-3", "nu: 1e-3, start: 1, end: 2"))
     _, _, terms = own_loop(recipe)

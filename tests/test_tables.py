@@ -46,7 +46,7 @@ def test_every_row_of_every_table_is_a_recipe_on_every_data_set(rows: ModuleType
             assert len(set(names)) == len(names)
             for row in table.rows:
                 recipe = parse_recipe(rows.recipe_text(row, dataset, "data"))
-                assert recipe.training.epochs == setting.epochs * (setting.longer if row.long else 1)
+                assert recipe.training.epochs == setting.epochs * (row.times if setting.longer else 1)
                 assert (len(recipe.modifiers) == 0) == (row.binarize is None)
             for pair in table.pairs:
                 assert set(pair) <= set(names), table.title
@@ -101,6 +101,12 @@ def test_the_page_of_another_data_set_has_none_of_the_words_about_digits_clutter
     assert ", long" not in text
 
 
+def test_every_table_has_its_place_in_the_words(rows: ModuleType) -> None:
+    words = (BENCHMARKS / "tables_text.md").read_text()
+    assert re.findall("<!-- (.+) -->", words).count("setting") == 1
+    assert sorted(re.findall("<!-- (.+) -->", words)) == sorted([*rows.TABLES, "setting"])
+
+
 def test_a_page_without_results_is_refused(page: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nothing has been measured"):
         page.write_page(tmp_path / "results.md", "digits_clutter", ".", {}, lambda text, seed: "")
@@ -122,21 +128,31 @@ def test_a_row_trains_packs_and_reloads_on_cifar(
     assert found["valley"] > 0
 
 
-def test_long_rows_are_the_short_ones_but_for_their_epochs(rows: ModuleType) -> None:
+@pytest.mark.parametrize(("times", "tables"), [(3, ("long", "long_wide", "long_modes")), (5, ("longest_wide",))])
+def test_long_rows_are_the_short_ones_but_for_their_epochs(
+    rows: ModuleType, times: int, tables: tuple[str, ...]
+) -> None:
     setting = rows.SETTINGS["digits_clutter"]
-    epochs, start = setting.longer * setting.epochs, setting.longer * setting.feature_start
-    assert epochs > setting.epochs
-    for name in ("long", "long_wide", "long_modes"):
-        for row in rows.TABLES[name].rows:
-            assert row.long
-            assert row.name.endswith(", long")
-    long, short = (rows.recipe_text(row, "digits_clutter", ".") for row in (rows.long(rows.BOTH), rows.BOTH))
-    changed = [(a, b) for a, b in zip(short.splitlines(), long.splitlines(), strict=True) if a != b]
+    assert {row.times for name in tables for row in rows.TABLES[name].rows} == {times}
+    texts = (rows.recipe_text(row, "digits_clutter", ".") for row in (rows.BOTH, rows.long(rows.BOTH, times)))
+    changed = [(a, b) for a, b in zip(*(text.splitlines() for text in texts), strict=True) if a != b]
     assert [b for _, b in changed] == [
-        f"  epochs: {epochs}",
-        changed[1][0].replace(f"start: {setting.feature_start}", f"start: {start}"),
+        f"  epochs: {times * setting.epochs}",
+        changed[1][0].replace(f"start: {setting.feature_start}", f"start: {times * setting.feature_start}"),
     ]
-    assert rows.recipe_text(rows.long(rows.BOTH), "cifar10", ".") == rows.recipe_text(rows.BOTH, "cifar10", ".")
+    short, long = (rows.recipe_text(row, "cifar10", ".") for row in (rows.BOTH, rows.long(rows.BOTH, times)))
+    assert short == long
+
+
+def test_the_page_says_how_long_the_long_rows_train(rows: ModuleType, page: ModuleType, tmp_path: Path) -> None:
+    measured = {"top1": 88.5, "rate": 1.0, "ops": 1e6, "seconds": 60.0, "machine": "a machine", "date": "2026-11-21"}
+    done = {rows.recipe_text(rows.long(rows.WIDE_FULL, t), "digits_clutter", "."): measured for t in (3, 5)}
+    page.write_page(tmp_path / "results.md", "digits_clutter", ".", done, lambda text, seed: text if seed == 0 else "")
+    text = (tmp_path / "results.md").read_text()
+    assert "over 36 epochs." in text
+    assert "over 60 epochs, the feature loss from epoch 40 on." in text
+    assert text.count("| full precision, wide, long | 88.50 | 1 |") == 1
+    assert text.count("| full precision, wide, longest | 88.50 | 1 |") == 1
 
 
 def test_every_lead_is_a_recipe_whose_learning_rates_find_their_parameters() -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 Ste = Literal["clip", "polynomial"]
+MODULATION_FLOOR = 0.01
+"""Least value of an element of w, as a share of the mean of w with 0 for what is below zero."""
 
 
 def sign(x: Tensor) -> Tensor:
@@ -149,6 +152,22 @@ def binarize_activation(x: Tensor, ste: Ste = "clip", bound: float = 1.0) -> Ten
         shaped: Tensor = _SignActivationPolynomial.apply(x)
         return shaped
     raise ValueError(f"unknown ste {ste!r}: 'clip' or 'polynomial'")
+
+
+@torch.no_grad()
+def keep_positive_(modulation: Tensor) -> None:
+    """Raise what is below the floor, ``MODULATION_FLOOR`` of the mean of w with 0 for what is below zero; in place.
+
+    In Eq. 12 w stands for the derivative of X̂ = w̄ sign(X) by X. X̂ rises with X, so that an element below zero turns the
+    gradient of its weights round: they climb the loss. Nothing in the paper keeps w positive but the kernel loss, whose
+    pull ends at a positive value (Eq. 16); Adam takes steps of full length and passes zero long before.
+
+    Args:
+        modulation: w of a layer, of any shape, floating point.
+    """
+    floor = MODULATION_FLOOR * modulation.clamp(min=0).mean()
+    tiny = torch.finfo(modulation.dtype).tiny  # all below zero: no mean to hold on to
+    modulation.copy_(torch.maximum(modulation, floor.clamp(min=tiny)))
 
 
 def sign_weight(weight: Tensor, modulation: Tensor) -> Tensor:

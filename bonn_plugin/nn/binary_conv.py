@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bonn_plugin.functional import Ste, convolve_signs, scale_backward, scale_forward, sign_weight
+from bonn_plugin.functional import Ste, convolve_signs, keep_positive_, scale_backward, scale_forward, sign_weight
 from bonn_plugin.nn.merge import FilterMerge
 from bonn_plugin.nn.operations import Macs
 from bonn_plugin.nn.packed_conv import PackedConv2d
@@ -69,6 +69,10 @@ class BinaryConv2d(SignInput):
             return self.weight
         merged: Tensor = self.merge(self.weight)
         return merged
+
+    def after_step(self) -> None:
+        """Keep w positive: an element below zero would turn the gradient of its weights round (Eq. 12)."""
+        keep_positive_(self.modulation)
 
     def macs(self, output: Tensor) -> Macs:
         """Count its multiply-accumulates for an ``output`` (B, C_out, H, W): all of them binary."""
