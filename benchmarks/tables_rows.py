@@ -126,6 +126,7 @@ DECAY = Row("weight decay 1e-5", weight_decay=1e-5)
 WIDE_FULL = Row("full precision, wide", None, width="wide")
 WIDE_XNOR = Row("XNOR-Net, wide", "method: xnor", width="wide")
 WIDE_BONN = Row("BONN, wide", more=(kernel(), feature()), width="wide")
+WIDE_BONN_LOW = Row("BONN with lambda 1e-5, wide", more=(kernel("1e-5"), feature()), width="wide")
 
 
 def long(row: Row, times: int = 3) -> Row:
@@ -238,8 +239,8 @@ TABLES = {
     "longest_wide": Table(
         "Width 64 after still longer training",
         "The wide network over EPOCHS epochs, the feature loss from epoch FEATURE_START on.",
-        (long(WIDE_FULL, 5), long(WIDE_BONN, 5)),
-        long_pairs((WIDE_FULL, WIDE_BONN), times=5),
+        (long(WIDE_FULL, 5), long(WIDE_BONN, 5), long(WIDE_BONN_LOW, 5)),
+        long_pairs((WIDE_FULL, WIDE_BONN), (WIDE_FULL, WIDE_BONN_LOW), times=5),
     ),
     "long_modes": Table(
         "The controls after longer training",
