@@ -131,7 +131,7 @@ WIDE_BONN_LOW = Row("BONN with lambda 1e-5, wide", more=(kernel("1e-5"), feature
 
 def long(row: Row, times: int = 3) -> Row:
     """Return the row over a multiple of its epochs: three times, "long", or five times, "longest"."""
-    return replace(row, name=f"{row.name}, {'long' if times == 3 else 'longest'}", times=times)
+    return replace(row, name=f"{row.name}, {({3: 'long', 5: 'longest'})[times]}", times=times)
 
 
 def long_pairs(*pairs: tuple[Row, Row], times: int = 3) -> tuple[tuple[str, str], ...]:

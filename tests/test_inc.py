@@ -74,6 +74,28 @@ def test_the_kernel_loss_at_hand_is_lambda_times_equation_9():
     assert float(kernel_loss(model).detach()) == pytest.approx(0.5 * reference.eq9_kernel(*args, 0.01), rel=1e-5)
 
 
+def test_w_stays_positive_in_a_loop_without_a_session():
+    torch.manual_seed(0)
+    model = prepare(network(), BonnConfig(lambda_=0, white_list=["layer1.0.conv1"]), example_inputs=IMAGES).train()
+    w = model.layer1[0].conv1.modulation
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)  # a step is longer than w
+    seen = []
+    for _ in range(6):
+        seen.append(bool((w < 0).any()))
+        optimizer.zero_grad()
+        loss = model(IMAGES).square().mean()
+        assert bool((w > 0).all())
+        before = w.detach().clone()
+        loss = loss + model(IMAGES + 1).square().mean()  # two passes a step, as a contrastive loss has them
+        assert torch.equal(w, before)
+        loss.backward()
+        optimizer.step()
+    assert sum(seen) > 3, "the optimizer alone takes it below zero"
+    model.eval()
+    expected = model(IMAGES)
+    assert torch.equal(convert(model)(IMAGES), expected)
+
+
 FORMS = {
     "object": lambda: BonnConfig(lambda_=2e-4),
     "flat dict": lambda: {"bonn": {"lambda": 2e-4}},

@@ -336,6 +336,18 @@ def test_bnn_keeps_its_weights_within_one() -> None:
     assert layer.weight.abs().max() == 1
 
 
+def test_pcnn_keeps_its_plane_positive() -> None:
+    session = Session(recipe_for("method: pcnn"), steps_per_epoch=3)
+    model = session.prepare(recipe_model(session.recipe))
+    layer = next(m for m in model.modules() if isinstance(m, ProjectionConv2d))
+    with torch.no_grad():
+        layer.projection[0, 0] = -1
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    session.step()
+    assert layer.projection[0, 0].item() == pytest.approx(0.01 * 8 / 9)
+    assert (layer.projection.flatten()[1:] == 1).all()
+
+
 def test_the_projection_loss_is_added_and_moves_the_plane() -> None:
     session, model, _ = trained("method: pcnn", more=", {type: projection_loss, lambda: 0.5}")
     _, without, _ = trained("method: pcnn")

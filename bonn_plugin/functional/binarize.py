@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 Ste = Literal["clip", "polynomial"]
 MODULATION_FLOOR = 0.01
-"""Least value of an element of w, as a share of the mean of w with 0 for what is below zero."""
+"""Least value of an element of w, as a share of the mean of w."""
 
 
 def sign(x: Tensor) -> Tensor:
@@ -158,16 +158,18 @@ def binarize_activation(x: Tensor, ste: Ste = "clip", bound: float = 1.0) -> Ten
 def keep_positive_(modulation: Tensor) -> None:
     """Raise what is below the floor, ``MODULATION_FLOOR`` of the mean of w with 0 for what is below zero; in place.
 
-    In Eq. 12 w stands for the derivative of X̂ = w̄ sign(X) by X. X̂ rises with X, so that an element below zero turns the
-    gradient of its weights round: they climb the loss. Nothing in the paper keeps w positive but the kernel loss, whose
-    pull ends at a positive value (Eq. 16); Adam takes steps of full length and passes zero long before.
+    In Eq. 12 w stands for the derivative of X̂ = w̄ sign(X) by X. X̂ rises with X while w̄ is positive, so that an element
+    below zero turns the gradient of its weights round: they climb the loss. Nothing in the paper keeps w positive but
+    the kernel loss, whose pull ends at a positive value (Eq. 16); Adam takes steps of full length and passes zero.
 
     Args:
-        modulation: w of a layer, of any shape, floating point.
+        modulation: w of a layer, of any shape, floating point; where all of it is below zero the floor is a share of
+            its mean magnitude. What is not finite makes all of it NaN, so that it is seen.
     """
-    floor = MODULATION_FLOOR * modulation.clamp(min=0).mean()
-    tiny = torch.finfo(modulation.dtype).tiny  # all below zero: no mean to hold on to
-    modulation.copy_(torch.maximum(modulation, floor.clamp(min=tiny)))
+    mean = modulation.clamp(min=0).mean()
+    mean = torch.where(mean > 0, mean, modulation.abs().mean())
+    unseen = 0 * modulation.sum()  # NaN where something is not finite: -inf would be raised to the floor
+    modulation.copy_(torch.maximum(modulation, MODULATION_FLOOR * mean + unseen))
 
 
 def sign_weight(weight: Tensor, modulation: Tensor) -> Tensor:

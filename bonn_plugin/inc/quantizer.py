@@ -29,6 +29,7 @@ from bonn_plugin.nn import BimodalPrior, BinaryConv2d, PackedConv2d
 
 ALGORITHM = "bonn"
 _KERNEL_LOSS_READ = "_bonn_kernel_loss_read"
+_VERSION_SEEN = "_bonn_version_seen"
 
 
 @register_config(framework_name=FRAMEWORK_NAME, algo_name=ALGORITHM, priority=0)
@@ -138,11 +139,24 @@ def _prepare(model: nn.Module, configs: Mapping[str, BonnConfig], example: Any) 
     for name, config in configs.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, BinaryConv2d)
+        layer.register_forward_pre_hook(_after_step)
         if config.lambda_:
             layer.prior = BimodalPrior(layer.weight, KernelLossConfig.model_fields["sigma_floor"].default)
             weights[name] = (config.lambda_, config.nu)
     setattr(model, KERNEL_LOSS, weights)
     attach_merges(model)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _after_step(layer: nn.Module, inputs: Any) -> None:
+    """Do what a session does after a step: in the framework's loops there is nobody to tell of one.
+
+    The version of w says whether there was one, so that nothing changes between two forward passes of a step.
+    """
+    assert isinstance(layer, BinaryConv2d)
+    if layer.training and layer.modulation._version != getattr(layer, _VERSION_SEEN, None):
+        layer.after_step()
+        setattr(layer, _VERSION_SEEN, layer.modulation._version)
 
 
 def _convert(model: nn.Module, names: tuple[str, ...], *, told: bool) -> None:

@@ -173,7 +173,7 @@ class Binarize(Modifier[BinarizeConfig]):
             replace_module(model, found.name, RPReLU.like(model.get_submodule(found.name), found.channels))
 
     def on_after_optimizer_step(self) -> None:
-        """Let a method clip its weights."""
+        """Let each layer do what its method does after a step."""
         for layer in self.layers:
             layer.after_step()
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bonn_plugin.functional import Ste, convolve_signs
+from bonn_plugin.functional import Ste, convolve_signs, keep_positive_
 from bonn_plugin.functional.methods import Bases, clip_weight_, pcnn_weight
 from bonn_plugin.nn.bases_conv import PackedBasesConv2d, sum_of_bases
 from bonn_plugin.nn.input_code import InputCode
@@ -142,6 +142,11 @@ class ProjectionConv2d(MethodConv2d):
     def __init__(self, conv: nn.Conv2d, *, ste: Ste = "clip", bound: float = 1.0) -> None:
         super().__init__(conv, self._project, ste=ste, bound=bound)
         self.projection = nn.Parameter(conv.weight.detach().new_ones(conv.kernel_size))
+
+    def after_step(self) -> None:
+        """Keep the plane positive, as w of ``BinaryConv2d``: its gradients are those of Eq. 12 with the plane for w."""
+        super().after_step()
+        keep_positive_(self.projection)
 
     def _project(self, weight: Tensor) -> Bases:
         return pcnn_weight(weight, self.projection)
