@@ -126,6 +126,7 @@ DECAY = Row("weight decay 1e-5", weight_decay=1e-5)
 WIDE_FULL = Row("full precision, wide", None, width="wide")
 WIDE_XNOR = Row("XNOR-Net, wide", "method: xnor", width="wide")
 WIDE_BONN = Row("BONN, wide", more=(kernel(), feature()), width="wide")
+WIDE_NONE = Row("BONN, no Bayesian loss, wide", width="wide")
 WIDE_BONN_LOW = Row("BONN with lambda 1e-5, wide", more=(kernel("1e-5"), feature()), width="wide")
 
 
@@ -210,6 +211,18 @@ TABLES = {
             "PCNN": "57.3",
             BOTH.name: "59.3",
         },
+    ),
+    "wide": Table(
+        "The losses at width 64",
+        "The wide network of Table 3 without the losses and with a tenth of lambda.",
+        (WIDE_FULL, WIDE_XNOR, WIDE_NONE, WIDE_BONN, WIDE_BONN_LOW),
+        (
+            (WIDE_BONN.name, WIDE_NONE.name),
+            (WIDE_BONN_LOW.name, WIDE_NONE.name),
+            (WIDE_BONN_LOW.name, WIDE_XNOR.name),
+            (WIDE_NONE.name, WIDE_XNOR.name),
+            (WIDE_FULL.name, WIDE_BONN_LOW.name),
+        ),
     ),
     "long": Table(
         "The orderings after longer training",

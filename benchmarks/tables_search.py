@@ -110,6 +110,9 @@ def tried() -> Iterator[tuple[str, str, str, str, tuple[str, ...], tuple[int, ..
     learned = "{type: binarize, threshold: always}"
     yield "no loss, learning rate 2e-2", "conv", "after", BONN, free, one
     yield "no loss, learning rate 2e-2, learned thresholds", "conv", "after", learned, free, one
+    for bound in ("0.5", "2"):
+        wider = f"{SIGNS}, bound: {bound}}}"
+        yield f"no loss, learning rate 2e-2, gradient of the sign within {bound}", "conv", "after", wider, free, one
     both = f"{kernel('1e-4', '1e-3')}, {{type: feature_loss, theta: 1e-3, start: 40}}"
     for epochs, name, modifiers, overrides in (
         (48, "no loss", BONN, free),
