@@ -28,7 +28,7 @@ from bonn_plugin.modifiers import Modifier, WindowConfig, register_modifier
 from bonn_plugin.nn import BinaryConv2d, FilterMerge, Role
 from bonn_plugin.recipe import parse_recipe
 from bonn_plugin.report import ledger
-from bonn_plugin.train import Runner
+from bonn_plugin.train import Quiet, Runner
 
 RECIPE = r"""
 version: 1
@@ -65,16 +65,6 @@ class NormDrop(Modifier[NormDropConfig]):
         if self.clock.epoch == self.config.start:
             for layer in self.layers:
                 drop(layer, self.config.keep)
-
-
-class Silent:
-    """No progress shown."""
-
-    def line(self, text: str) -> None:
-        pass
-
-    def steps(self, batches: Iterable[Any], epoch: int, epochs: int, total: int) -> Iterator[Any]:
-        yield from batches
 
 
 def drop(layer: BinaryConv2d, keep: float) -> None:
@@ -114,7 +104,7 @@ def reestimate_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
 
 def train(modifier: str, seed: int, folder: Path) -> Runner:
     recipe = parse_recipe(RECIPE + (f"  - {modifier}\n" if modifier else ""), overrides=[f"training.seed={seed}"])
-    runner = Runner(recipe, folder, torch.device("cpu"), Silent())
+    runner = Runner(recipe, folder, torch.device("cpu"), Quiet())
     runner.train(resume=(folder / "training" / "state.pt").exists())
     return runner
 

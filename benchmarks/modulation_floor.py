@@ -27,19 +27,9 @@ from tables_rows import NONE, recipe_text
 
 from bonn_plugin.nn import BinaryConv2d
 from bonn_plugin.recipe import parse_recipe
-from bonn_plugin.train import Runner
+from bonn_plugin.train import Quiet, Runner
 
 RATES = ("2e-4", "2e-2")
-
-
-class Quiet:
-    """A progress that says nothing."""
-
-    def line(self, text):
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        return batches
 
 
 def run(rate, floor, seed):

@@ -27,7 +27,7 @@ from bonn_plugin.checkpoint import WEIGHTS, load_state
 from bonn_plugin.recipe import Recipe, recipe_model
 from bonn_plugin.report import Rule, float32_file_bytes
 from bonn_plugin.session import Session
-from bonn_plugin.train import Runner
+from bonn_plugin.train import Quiet, Runner
 from bonn_plugin.train.tasks import make_task
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "digits_wrn22_16.yaml"
@@ -48,16 +48,6 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 ALLOWED = 0.3
 """Points of accuracy that the int8 rest may cost in the mean."""
-
-
-class Quiet:
-    """No progress on the terminal."""
-
-    def line(self, text: str) -> None:
-        pass
-
-    def steps(self, batches: Iterable[Any], epoch: int, epochs: int, total: int) -> Iterator[Any]:
-        yield from batches
 
 
 def main() -> None:

@@ -22,23 +22,13 @@ import torch
 from bonn_plugin import load_recipe
 from bonn_plugin.nn.distribution import latent_valleys
 from bonn_plugin.shipped import find_recipe
-from bonn_plugin.train import Runner
+from bonn_plugin.train import Quiet, Runner
 
 VARIANTS = {
     "1-bit, kernel loss (the recipe)": [],
     "1-bit, no kernel loss": ["modifiers=[{type: binarize}]"],
     "full precision": ["modifiers=[]"],
 }
-
-
-class Quiet:
-    """A progress that says nothing."""
-
-    def line(self, text):
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        return batches
 
 
 def run(recipe_name, overrides, seed):

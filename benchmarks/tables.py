@@ -37,17 +37,7 @@ from tables_rows import SETTINGS, TABLES, Row, recipe_text
 from bonn_plugin.data import classification
 from bonn_plugin.nn.distribution import latent_valleys
 from bonn_plugin.recipe import parse_recipe
-from bonn_plugin.train import Runner
-
-
-class Silent:
-    """No progress shown."""
-
-    def line(self, text):
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        yield from batches
+from bonn_plugin.train import Quiet, Runner
 
 
 def train(text, seed, device, threads):
@@ -58,7 +48,7 @@ def train(text, seed, device, threads):
     recipe = parse_recipe(text, overrides=[f"training.seed={seed}"])
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        runner = Runner(recipe, Path(folder), torch.device(device), Silent())
+        runner = Runner(recipe, Path(folder), torch.device(device), Quiet())
         runner.train(resume=False)
         seconds = time.perf_counter() - began
         last = json.loads((Path(folder) / "training" / "metrics.jsonl").read_text().splitlines()[-1])

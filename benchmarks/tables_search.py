@@ -19,7 +19,7 @@ from statistics import mean
 import torch
 
 from bonn_plugin.recipe import parse_recipe
-from bonn_plugin.train import Runner
+from bonn_plugin.train import Quiet, Runner
 
 RECIPE = """
 version: 1
@@ -37,16 +37,6 @@ SIGNS = "{type: binarize, threshold: never"
 BONN = f"{SIGNS}}}"
 SGD = "training.optimizer={name: sgd, lr: 0.1, momentum: 0.9, lr_by_role: {weight: 1.0, modulation: 0.01ROLES}}"
 FEW = ("training.epochs=48", "training.schedule.warmup_epochs=3", "data.train=1000")
-
-
-class Silent:
-    """No progress shown."""
-
-    def line(self, text):
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        yield from batches
 
 
 def kernel(lam, nu, start=0):
@@ -145,7 +135,7 @@ def run(shortcut, norm, modifiers, overrides, seed):
     text = RECIPE.replace("SHORTCUT", shortcut).replace("NORM", norm)
     recipe = parse_recipe(text, overrides=[f"modifiers=[{modifiers}]", *overrides, f"training.seed={seed}"])
     with tempfile.TemporaryDirectory() as folder:
-        runner = Runner(recipe, Path(folder), torch.device("cpu"), Silent())
+        runner = Runner(recipe, Path(folder), torch.device("cpu"), Quiet())
         runner.train(resume=False)
         return runner.task.measure(runner.model, torch.device("cpu"))["test_top1"]
 

@@ -26,7 +26,7 @@ from bonn_plugin import load_recipe
 from bonn_plugin.recipe import dump_recipe
 from bonn_plugin.report import Report
 from bonn_plugin.shipped import find_recipe
-from bonn_plugin.train import STATE, Runner, earlier_runs
+from bonn_plugin.train import STATE, Quiet, Runner, earlier_runs
 
 TEACHER, ONE, FIRST, TWO = "digits_few_teacher", "digits_few", "digits_few_two_step_first", "digits_few_two_step"
 RATE, T = "training.optimizer.lr=", "modifiers.distill.temperature="
@@ -50,16 +50,6 @@ SEARCHED = {
     ),
 }
 """Which recipe, and what is changed in which recipe of its chain."""
-
-
-class Quiet:
-    """A progress that says nothing."""
-
-    def line(self, text):
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        return batches
 
 
 def run(recipe, folder):

@@ -60,17 +60,6 @@ class ConsoleProgress:
             yield from bar.track(batches, total=total, description=f"epoch {epoch + 1}/{epochs}")
 
 
-class Quiet:
-    """Tells nothing: the progress of all processes but the first."""
-
-    def line(self, text: str) -> None:
-        """Print nothing."""
-
-    def steps(self, batches: Iterable[Any], epoch: int, epochs: int, total: int) -> Iterator[Any]:
-        """Pass ``batches`` on."""
-        yield from batches
-
-
 @app.command()
 def compress(
     recipe: RecipeName,
@@ -101,6 +90,7 @@ def compress(
     """
     from bonn_plugin.train import (
         LogOptions,
+        Quiet,
         Runner,
         Stopped,
         StopRequest,

@@ -8,7 +8,7 @@ import torch
 from bonn_plugin import Session, load_packed, load_recipe, parse_recipe
 from bonn_plugin.checkpoint import load_state
 from bonn_plugin.recipe import RecipeError, earlier_recipes
-from bonn_plugin.train import STATE, Runner, earlier_runs
+from bonn_plugin.train import STATE, Quiet, Runner, earlier_runs
 from tests.small import Command
 
 FIRST = """version: 1
@@ -39,14 +39,6 @@ def recipes(tmp_path, monkeypatch):
     (tmp_path / "first.yaml").write_text(FIRST)
     (tmp_path / "second.yaml").write_text(SECOND)
     return tmp_path
-
-
-class Quiet:
-    def line(self, text):
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        return batches
 
 
 def test_the_earlier_run_is_trained_first_and_its_weights_are_the_start(recipes, bonn):

@@ -12,7 +12,7 @@ from bonn_plugin.errors import BonnError, SessionError
 from bonn_plugin.functional import distillation_loss
 from bonn_plugin.models import build_model
 from bonn_plugin.recipe import RecipeError, recipe_model
-from bonn_plugin.train import Runner
+from bonn_plugin.train import Quiet, Runner
 from tests.conftest import TINY
 
 DISTILL = "  - {type: distill, teacher: TEACHER, OPTIONS}\n"
@@ -181,14 +181,6 @@ def test_a_teacher_that_is_no_teacher_is_told_at_its_place(teacher, said):
     with pytest.raises(RecipeError, match=said) as caught:
         recipe(teacher)
     assert all(line.startswith("student.yaml:13:") for line in str(caught.value).splitlines())
-
-
-class Quiet:
-    def line(self, text):
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        return batches
 
 
 def test_a_run_of_another_recipe_teaches_and_the_checkpoint_stands_alone(tmp_path, monkeypatch):

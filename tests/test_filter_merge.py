@@ -27,7 +27,7 @@ from bonn_plugin.nn import BinaryConv2d, ConvGeometry, FilterMerge, PackedConv2d
 from bonn_plugin.nn.packed_conv import index_dtype
 from bonn_plugin.recipe import Recipe, recipe_model
 from bonn_plugin.report import make_report, to_markdown, write_plots
-from bonn_plugin.train import Runner
+from bonn_plugin.train import Quiet, Runner
 
 BASE = r"""
 version: 1
@@ -44,17 +44,9 @@ def recipe(*modifiers: str, net: str = "bonn_wrn22_16", args: str = "{depth: 10}
     return parse_recipe(BASE.format(net=net, args=args, epochs=epochs) + "".join(f"  - {m}\n" for m in modifiers))
 
 
-class Silent:
-    def line(self, text: str) -> None:
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        yield from batches
-
-
 def run(loaded: Recipe, folder: Path, steps: int = 4) -> Runner:
     """A runner whose epochs have few steps."""
-    runner = Runner(loaded, folder, torch.device("cpu"), Silent())
+    runner = Runner(loaded, folder, torch.device("cpu"), Quiet())
     return shorten(runner, steps)
 
 
@@ -520,7 +512,7 @@ def test_all_three_at_once_and_resume_gives_the_same_bits(tmp_path: Path) -> Non
     class Stop(Exception):
         pass
 
-    class Interrupting(Silent):
+    class Interrupting(Quiet):
         def steps(self, batches, epoch, epochs, total):
             if epoch == 2:  # in the middle of the window
                 raise Stop

@@ -12,7 +12,7 @@ from bonn_plugin.modifiers import MagnitudePruneConfig
 from bonn_plugin.nn import Role, SparseConv2d, SparseLinear
 from bonn_plugin.nn.sparse import smaller_sparse
 from bonn_plugin.recipe import RecipeError, recipe_model
-from bonn_plugin.train import STATE, Runner
+from bonn_plugin.train import STATE, Quiet, Runner
 from tests.conftest import TINY
 
 LINE = "  - {type: magnitude_prune, OPTIONS}\n"
@@ -122,14 +122,6 @@ def test_what_would_not_be_smaller_stays_dense_and_is_counted_so(tmp_path):
     same[0], less[:3] = 0, 0
     assert not smaller_sparse(same)
     assert smaller_sparse(less)
-
-
-class Quiet:
-    def line(self, text):
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        return batches
 
 
 def test_a_resumed_run_ends_with_the_same_masks_and_another_run_can_start_from_it(tmp_path):

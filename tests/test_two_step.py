@@ -12,7 +12,7 @@ from bonn_plugin.modifiers.activations import following_activations
 from bonn_plugin.nn import BinaryConv2d, RPReLU, SignConv2d, StoredSignConv2d
 from bonn_plugin.recipe import DigitsConfig, RecipeError, recipe_model
 from bonn_plugin.report import Rule
-from bonn_plugin.train import Runner
+from bonn_plugin.train import Quiet, Runner
 from bonn_plugin.train.start import Start
 from tests.conftest import TINY, randomize_norms
 
@@ -212,14 +212,6 @@ def test_thresholds_that_a_start_gave_are_not_set_from_batches_again():
         layer.threshold_batches.fill_(8)
     layer.train()(torch.rand(2, 3, 5, 5))
     assert torch.equal(layer.threshold, torch.full((3,), 7.0))
-
-
-class Quiet:
-    def line(self, text):
-        pass
-
-    def steps(self, batches, epoch, epochs, total):
-        return batches
 
 
 def test_a_run_with_real_weights_goes_through_and_its_report_says_so(tmp_path):

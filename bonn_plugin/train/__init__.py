@@ -10,7 +10,7 @@ from bonn_plugin.train.device import choose_device
 from bonn_plugin.train.evaluate import Evaluation, evaluate, evaluate_export
 from bonn_plugin.train.logs import DISTRIBUTIONS, EVENTS, METRICS, SUMMARY, LogOptions
 from bonn_plugin.train.pictures import DETECTIONS_PLOT, draw_detections
-from bonn_plugin.train.runner import BAD_STEP, STATE, Outcome, Progress, Runner, check_free, write_report
+from bonn_plugin.train.runner import BAD_STEP, STATE, Outcome, Progress, Quiet, Runner, check_free, write_report
 from bonn_plugin.train.stop import Stopped, StopRequest
 from bonn_plugin.train.task import Scores, Step, Task
 from bonn_plugin.train.world import RANK_TIMEOUT, World, open_world
@@ -31,6 +31,7 @@ __all__ = [
     "LogOptions",
     "Outcome",
     "Progress",
+    "Quiet",
     "Runner",
     "Scores",
     "Step",

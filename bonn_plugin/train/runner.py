@@ -50,6 +50,17 @@ class Progress(Protocol):
         ...
 
 
+class Quiet:
+    """A progress that tells nothing: of all processes but the first, and of scripts."""
+
+    def line(self, text: str) -> None:
+        """Print nothing."""
+
+    def steps(self, batches: Iterable[Any], epoch: int, epochs: int, total: int) -> Iterator[Any]:
+        """Pass ``batches`` on."""
+        yield from batches
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A finished run: its folder and its report."""
