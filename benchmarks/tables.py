@@ -35,6 +35,7 @@ from tables_page import write_page
 from tables_rows import SETTINGS, TABLES, Row, recipe_text
 
 from bonn_plugin.data import classification
+from bonn_plugin.errors import BonnError
 from bonn_plugin.nn.distribution import latent_valleys
 from bonn_plugin.recipe import parse_recipe
 from bonn_plugin.train import Quiet, Runner
@@ -116,6 +117,8 @@ def main():
     todo = [t for t in wanted(args.only, args.rows, args.dataset, args.root, args.seeds) if t[0] not in done]
     machine = f"{platform.machine()}, {args.threads} thread(s) a training, torch {torch.__version__}"
     if args.device != "cpu":
+        if not torch.cuda.is_available():
+            parser.error(f"--device {args.device}: there is no GPU that PyTorch can use")
         machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     print(f"{len(todo)} trainings to do, {len(done)} done; {machine}", flush=True)
     context = multiprocessing.get_context("spawn")
@@ -125,8 +128,11 @@ def main():
             key, row, seed = running[future]
             try:
                 found = future.result()
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, BonnError):  # a data set that is not there
+                    print(f"{row.name}, seed {seed}: {error}", file=sys.stderr)
+                    raise SystemExit(2) from None
                 raise
             result = {"key": key, "row": row.name, "seed": seed, **found}
             result |= {"machine": machine, "date": f"{datetime.now(UTC):%Y-%m-%d}"}

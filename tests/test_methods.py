@@ -33,6 +33,7 @@ from bonn_plugin.functional.methods import (
 )
 from bonn_plugin.modifiers.methods import METHODS
 from bonn_plugin.nn import MethodConv2d, PackedBasesConv2d, PackedConv2d, ProjectionConv2d, Role
+from bonn_plugin.nn.operations import Macs, count_macs
 from bonn_plugin.recipe import RecipeError, recipe_model
 from bonn_plugin.report import make_report
 from tests.reference import convolve
@@ -493,6 +494,39 @@ def test_a_scale_a_filter_outlives_merged_filters() -> None:
     torch.testing.assert_close(
         packed.dense_weight(), torch.where(conv.weight >= 0, 1, -1) * conv.weight.abs().mean((1, 2, 3), keepdim=True)
     )
+
+
+def test_what_the_scale_of_the_input_costs_is_counted() -> None:
+    conv = torch.nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+    layer = MethodConv2d(conv, xnor_weight, input_scale=True)
+    x = torch.randn(1, 4, 8, 8)
+    additions, box, products = 4 * 8 * 8, 2 * 9 * 4 * 4, 6 * 4 * 4
+    for module in (layer, layer.pack()):
+        assert count_macs(module, x)[""] == Macs(binary=6 * 2 * 9 * 4 * 4, real=additions + box + products)
+    plain = MethodConv2d(conv, xnor_weight)
+    for module in (plain, plain.pack()):
+        assert count_macs(module, x)[""] == Macs(binary=6 * 2 * 9 * 4 * 4)
+
+
+def test_operations_of_xnor_net_are_a_little_above_those_without_its_scale() -> None:
+    """Resnet18 at 224 px, counted a layer at a time: (C_in, C_out, output size, stride) of its 16 binary layers."""
+    layers = [(64, 64, 56, 1)] * 4
+    for c, size in ((128, 28), (256, 14), (512, 7)):
+        layers += [(c // 2, c, size, 2)] + [(c, c, size, 1)] * 3
+    extra = sum(a * (s * n) ** 2 + 9 * n**2 + b * n**2 for a, b, n, s in layers)
+    ops = []
+    for keys in ("method: xnor", "method: xnor, input_scale: false"):
+        loaded = parse_recipe(f"""
+version: 1
+name: operations
+model: {{task: classification, name: resnet18, num_classes: 1000}}
+data: {{name: imagefolder, root: nowhere}}
+training: {{epochs: 1, batch_size: 4, optimizer: {{name: adam, lr: 1e-2}}}}
+modifiers: [{{type: binarize, {keys}}}]
+""")
+        ops.append(forecast(loaded, recipe_model(loaded)).after.ops)
+    assert ops[0] - ops[1] == extra
+    assert [float(f"{n:.2e}") for n in ops] == [1.67e8, 1.64e8]
 
 
 @pytest.mark.parametrize("keys", VARIANTS)

@@ -128,13 +128,17 @@ def test_a_row_trains_packs_and_reloads_on_cifar(
     assert found["valley"] > 0
 
 
-@pytest.mark.parametrize(("times", "tables"), [(3, ("long", "long_wide", "long_modes")), (5, ("longest_wide",))])
+@pytest.mark.parametrize(
+    ("times", "tables"), [(3, ("long", "long_wide", "long_modes")), (5, ("longer_wide",)), (10, ("longest_wide",))]
+)
 def test_long_rows_are_the_short_ones_but_for_their_epochs(
     rows: ModuleType, times: int, tables: tuple[str, ...]
 ) -> None:
     setting = rows.SETTINGS["digits_clutter"]
     assert {row.times for name in tables for row in rows.TABLES[name].rows} == {times}
-    texts = (rows.recipe_text(row, "digits_clutter", ".") for row in (rows.BOTH, rows.long(rows.BOTH, times)))
+    texts = [rows.recipe_text(row, "digits_clutter", ".") for row in (rows.BOTH, rows.long(rows.BOTH, times))]
+    assert texts[1].count("\n  amp: bfloat16\n") == (times == 10)
+    texts[1] = texts[1].replace("\n  amp: bfloat16\n", "\n")
     changed = [(a, b) for a, b in zip(*(text.splitlines() for text in texts), strict=True) if a != b]
     assert [b for _, b in changed] == [
         f"  epochs: {times * setting.epochs}",
@@ -146,12 +150,14 @@ def test_long_rows_are_the_short_ones_but_for_their_epochs(
 
 def test_the_page_says_how_long_the_long_rows_train(rows: ModuleType, page: ModuleType, tmp_path: Path) -> None:
     measured = {"top1": 88.5, "rate": 1.0, "ops": 1e6, "seconds": 60.0, "machine": "a machine", "date": "2026-11-21"}
-    done = {rows.recipe_text(rows.long(rows.WIDE_FULL, t), "digits_clutter", "."): measured for t in (3, 5)}
+    done = {rows.recipe_text(rows.long(rows.WIDE_FULL, t), "digits_clutter", "."): measured for t in (3, 5, 10)}
     page.write_page(tmp_path / "results.md", "digits_clutter", ".", done, lambda text, seed: text if seed == 0 else "")
     text = (tmp_path / "results.md").read_text()
     assert "over 36 epochs." in text
     assert "over 60 epochs, the feature loss from epoch 40 on." in text
     assert text.count("| full precision, wide, long | 88.50 | 1 |") == 1
+    assert text.count("| full precision, wide, longer | 88.50 | 1 |") == 1
+    assert "over 120 epochs in bfloat16 (autocast), the feature loss from epoch 80 on." in text
     assert text.count("| full precision, wide, longest | 88.50 | 1 |") == 1
 
 

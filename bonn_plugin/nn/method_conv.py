@@ -14,7 +14,7 @@ from bonn_plugin.functional.methods import Bases, clip_weight_, pcnn_weight
 from bonn_plugin.nn.bases_conv import PackedBasesConv2d, sum_of_bases
 from bonn_plugin.nn.input_code import InputCode
 from bonn_plugin.nn.operations import Macs
-from bonn_plugin.nn.packed_conv import PackedConv2d, by_channel, scale_by_input
+from bonn_plugin.nn.packed_conv import PackedConv2d, by_channel, input_scale_macs, scale_by_input
 from bonn_plugin.nn.sign_input import SignInput
 
 WeightRule = Callable[[Tensor], Bases]
@@ -101,7 +101,8 @@ class MethodConv2d(SignInput):
         count = output[0].numel() * math.prod(self.geometry.weight_shape[1:])
         with torch.no_grad():
             count *= len(self.bases().signs)
-        return Macs(binary=count) if self.code is None else self.code.macs(count)
+        macs = Macs(binary=count) if self.code is None else self.code.macs(count)
+        return macs + input_scale_macs(self.geometry, output) if self.input_scale else macs
 
     @torch.no_grad()
     def pack(self) -> PackedConv2d | PackedBasesConv2d:

@@ -274,9 +274,13 @@ class PackedConv2d(ConvAttributes, nn.Module):
         return own
 
     def macs(self, output: Tensor) -> Macs:
-        """Count its multiply-accumulates for an ``output`` (B, C_out, H, W): binary, of the stored filters only."""
+        """Count its multiply-accumulates for an ``output`` (B, C_out, H, W): binary, of the stored filters only.
+
+        Real are those of K, where there is one.
+        """
         positions = output[0].numel() // self.geometry.out_channels
-        return Macs(binary=positions * self.unique_filters * math.prod(self.geometry.weight_shape[1:]))
+        binary = Macs(binary=positions * self.unique_filters * math.prod(self.geometry.weight_shape[1:]))
+        return binary + input_scale_macs(self.geometry, output) if self.input_scale else binary
 
     def spec(self) -> dict[str, Any]:
         """Return the JSON-ready arguments of ``from_spec``."""
@@ -318,6 +322,18 @@ def scale_by_input(y: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
     g = geometry
     k = xnor_input_scale(x, g.kernel_size, g.stride, g.padding, g.dilation, g.groups)
     return y * k.repeat_interleave(g.out_channels // g.groups, 1).to(y.dtype)
+
+
+def input_scale_macs(geometry: ConvGeometry, output: Tensor) -> Macs:
+    """Count what K costs for an ``output`` (B, C_out, H', W'), all of it real.
+
+    An addition for each element of the input, of which ``stride`` times H' by W' positions are taken; the box filter,
+    one channel a group; a multiplication of each output.
+    """
+    g = geometry
+    positions = output[0].numel() // g.out_channels
+    mean = positions * math.prod(g.stride) * g.in_channels
+    return Macs(real=mean + positions * (g.groups * math.prod(g.kernel_size) + g.out_channels))
 
 
 def unique_filters(weight: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
