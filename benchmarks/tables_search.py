@@ -1,6 +1,6 @@
 """What was tried for the settings of benchmarks/tables.py and beside them: leads of one or two seeds.
 
-    python benchmarks/tables_search.py --out runs/search.jsonl          # about two and a half hours on one core
+    python benchmarks/tables_search.py --out runs/search.jsonl          # about three hours on one core
     python benchmarks/tables_search.py --out runs/search.jsonl --table  # what has been measured so far
 
 Each line is on digits_clutter, ResNet18 of a quarter of the width, 12 epochs, batch 64, Adam with cosine and one epoch
@@ -122,6 +122,12 @@ def tried() -> Iterator[tuple[str, str, str, str, tuple[str, ...], tuple[int, ..
     wide = ("training.epochs=60", "model.args.widths=[64, 128, 256, 512]", *many)
     yield "60 epochs, 64-128-256-512, both losses", "block", "after", both, wide, (0,)
     yield "60 epochs, 64-128-256-512, full precision", "block", "after", "", wide[:-1], (0,)
+    low = f"{kernel('1e-5', '1e-3')}, {{type: feature_loss, theta: 1e-3, start: 8}}"
+    for rate, w, sigma in (("1e-2", "1e-4", "1e-3"), ("2e-2", "2e-4", "2e-3")):
+        wide = ("training.amp=bfloat16", "model.args.widths=[64, 128, 256, 512]", lr(rate))
+        name = f"64-128-256-512 in bfloat16, learning rate {rate}"
+        yield f"{name}, lambda 1e-5, theta 1e-3", "block", "after", low, (*wide, rates(w, sigma)), one
+        yield f"{name}, full precision", "block", "after", "", wide, one
     wrn = "model={name: bonn_wrn22_16, num_classes: 10, args: {shortcut: block}}"
     yield "WRN22-16, full precision", "block", "before", "", (wrn,), one
     yield "WRN22-16, XNOR-Net", "block", "before", method("xnor"), (wrn,), one
