@@ -38,7 +38,7 @@ from bonn_plugin.data import classification
 from bonn_plugin.errors import BonnError
 from bonn_plugin.nn.distribution import latent_valleys
 from bonn_plugin.recipe import parse_recipe
-from bonn_plugin.train import Quiet, Runner
+from bonn_plugin.train import Quiet, Runner, choose_device
 
 
 def train(text, seed, device, threads):
@@ -116,14 +116,16 @@ def main():
     done = finished(args.out)
     todo = [t for t in wanted(args.only, args.rows, args.dataset, args.root, args.seeds) if t[0] not in done]
     machine = f"{platform.machine()}, {args.threads} thread(s) a training, torch {torch.__version__}"
-    if args.device != "cpu":
-        if not torch.cuda.is_available():
-            parser.error(f"--device {args.device}: there is no GPU that PyTorch can use")
-        machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    try:
+        device = choose_device(args.device)
+    except BonnError as error:
+        parser.error(str(error))
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     print(f"{len(todo)} trainings to do, {len(done)} done; {machine}", flush=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context) as pool, (args.out / "results.jsonl").open("a") as file:
-        running = {pool.submit(train, text, seed, args.device, args.threads): (k, r, seed) for k, r, text, seed in todo}
+        running = {pool.submit(train, text, seed, str(device), args.threads): (k, r, seed) for k, r, text, seed in todo}
         for i, future in enumerate(as_completed(running)):
             key, row, seed = running[future]
             try:

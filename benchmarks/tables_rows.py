@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Width = Literal["narrow", "wide"]
+Amp = Literal["auto", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Row:
     width: Width = "narrow"
     weight_decay: float = 0.0
     times: int = 1
-    amp: Literal["auto", "bfloat16"] = "auto"
+    amp: Amp = "auto"
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,14 @@ WIDE_NONE = Row("BONN, no Bayesian loss, wide", width="wide")
 WIDE_BONN_LOW = Row("BONN with lambda 1e-5, wide", more=(kernel("1e-5"), feature()), width="wide")
 
 
-LONG = {3: "long", 5: "longer", 10: "longest"}
-"""Names of multiples of a setting's epochs."""
+LONG: dict[int, tuple[str, Amp]] = {3: ("long", "auto"), 5: ("longer", "auto"), 10: ("longest", "bfloat16")}
+"""Name and precision of rows that train a multiple of their setting's epochs; bfloat16 saves a fifth of the time."""
 
 
 def long(row: Row, times: int = 3) -> Row:
-    """Return the row over a multiple of its epochs; ten times is in bfloat16, to save a fifth of the time."""
-    return replace(row, name=f"{row.name}, {LONG[times]}", times=times, amp="bfloat16" if times == 10 else row.amp)
+    """Return the row over a multiple of its epochs."""
+    word, amp = LONG[times]
+    return replace(row, name=f"{row.name}, {word}", times=times, amp=amp)
 
 
 def long_pairs(*pairs: tuple[Row, Row], times: int = 3) -> tuple[tuple[str, str], ...]:
