@@ -72,19 +72,23 @@ def _table(table, found):
             f"{median(r['seconds'] for r in runs) / 60:.1f} |"
         )
         yield line + (f" {table.paper.get(row.name, '')} |" if paper else "")
-    pairs = [p for p in table.pairs if p[0] in found and p[1] in found]
-    if pairs:
+    compared = [_compared(found, *pair) for pair in table.pairs if all(name in found for name in pair)]
+    if any(compared):
         yield "\n| compared | difference | standard error | p | seeds |"
         yield "| --- | --: | --: | --: | --: |"
-    for better, worse in pairs:
-        common = sorted(found[better].keys() & found[worse].keys())
-        a, b = ([found[n][seed]["top1"] for seed in common] for n in (better, worse))
-        difference = [x - y for x, y in zip(a, b, strict=True)]
-        if len(common) < 2:
-            continue
-        error = stdev(difference) / len(common) ** 0.5
-        p = ttest_rel(a, b).pvalue if error else float(not mean(difference))
-        yield f"| {better} − {worse} | {mean(difference):+.2f} | {error:.2f} | {_p(p)} | {len(common)} |"
+        yield from filter(None, compared)
+
+
+def _compared(found, better, worse):
+    """Return the line of a pair over the seeds that both have, "" where there are fewer than two."""
+    common = sorted(found[better].keys() & found[worse].keys())
+    if len(common) < 2:
+        return ""
+    a, b = ([found[name][seed]["top1"] for seed in common] for name in (better, worse))
+    difference = [x - y for x, y in zip(a, b, strict=True)]
+    error = stdev(difference) / len(common) ** 0.5
+    p = ttest_rel(a, b).pvalue if error else float(not mean(difference))
+    return f"| {better} − {worse} | {mean(difference):+.2f} | {error:.2f} | {_p(p)} | {len(common)} |"
 
 
 def _p(p):

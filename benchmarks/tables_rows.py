@@ -123,6 +123,7 @@ BNN = Row("BNN", "method: bnn")
 BIREAL_OWN = Row("Bi-Real Net, a shortcut a convolution", "method: bireal", shortcut="conv")
 REACT_OWN = Row("ReActNet, a shortcut a convolution", "method: reactnet", shortcut="conv")
 BONN_OWN = Row("BONN, a shortcut a convolution", more=(kernel(), feature()), shortcut="conv")
+NONE_OWN = Row("BONN, no Bayesian loss, a shortcut a convolution", shortcut="conv")
 XNOR_OWN = Row("XNOR-Net, norms before the sign", "method: xnor", norm="before")
 ONE_MODE = Row("one mode at zero", more=("{type: one_mode, lambda: LAMBDA, nu: NU}",))
 DECAY = Row("weight decay 1e-5", weight_decay=1e-5)
@@ -285,6 +286,21 @@ TABLES = {
             (BOTH.name, BONN_OWN.name),
             (BIREAL.name, BIREAL_OWN.name),
             (XNOR.name, XNOR_OWN.name),
+        ),
+    ),
+    "long_structure": Table(
+        "The structure after longer training",
+        "The same structures over EPOCHS epochs.",
+        tuple(long(row) for row in (BNN, BIREAL, BIREAL_OWN, REACT_OWN, NONE, NONE_OWN, BOTH, BONN_OWN)),
+        long_pairs(
+            (BIREAL_OWN, BNN),
+            (BONN_OWN, BIREAL_OWN),
+            (NONE_OWN, BIREAL_OWN),
+            (BONN_OWN, NONE_OWN),
+            (BIREAL, BIREAL_OWN),
+            (NONE, NONE_OWN),
+            (BOTH, BONN_OWN),
+            (REACT_OWN, BIREAL_OWN),
         ),
     ),
     "lambda": Table(

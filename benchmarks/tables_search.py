@@ -103,6 +103,17 @@ def tried() -> Iterator[tuple[str, str, str, str, tuple[str, ...], tuple[int, ..
     for bound in ("0.5", "2"):
         wider = f"{SIGNS}, bound: {bound}}}"
         yield f"no loss, learning rate 2e-2, gradient of the sign within {bound}", "conv", "after", wider, free, one
+    polynomial = f"{SIGNS}, ste: polynomial}}"
+    yield "no loss, learning rate 2e-2, Bi-Real's gradient of the sign", "conv", "after", polynomial, free, one
+    clipped = method("bireal, ste: clip")
+    yield "Bi-Real Net, learning rate 2e-2, clipped gradient of the sign", "conv", "after", clipped, plain, one
+    yield "Bi-Real Net, learning rate 5e-2", "conv", "after", method("bireal"), (lr("5e-2"),), one
+    for shortcut in ("conv", "block"):
+        for norm in ("after", "before"):
+            yield "full precision, learning rate 2e-2", shortcut, norm, "", plain, one
+    three = "training.epochs=36"
+    yield "36 epochs, no loss", "conv", "after", BONN, (*free, three), one
+    yield "36 epochs, Bi-Real Net", "conv", "after", method("bireal"), (*plain, three), one
     both = f"{kernel('1e-4', '1e-3')}, {{type: feature_loss, theta: 1e-3, start: 40}}"
     for epochs, name, modifiers, overrides in (
         (48, "no loss", BONN, free),

@@ -129,7 +129,12 @@ def test_a_row_trains_packs_and_reloads_on_cifar(
 
 
 @pytest.mark.parametrize(
-    ("times", "tables"), [(3, ("long", "long_wide", "long_modes")), (5, ("longer_wide",)), (10, ("longest_wide",))]
+    ("times", "tables"),
+    [
+        (3, ("long", "long_wide", "long_modes", "long_structure")),
+        (5, ("longer_wide",)),
+        (10, ("longest_wide",)),
+    ],
 )
 def test_long_rows_are_the_short_ones_but_for_their_epochs(
     rows: ModuleType, times: int, tables: tuple[str, ...]
@@ -150,10 +155,12 @@ def test_long_rows_are_the_short_ones_but_for_their_epochs(
 
 def test_the_page_says_how_long_the_long_rows_train(rows: ModuleType, page: ModuleType, tmp_path: Path) -> None:
     measured = {"top1": 88.5, "rate": 1.0, "ops": 1e6, "seconds": 60.0, "machine": "a machine", "date": "2026-11-21"}
-    done = {rows.recipe_text(rows.long(rows.WIDE_FULL, t), "digits_clutter", "."): measured for t in (3, 5, 10)}
+    trained = [*(rows.long(rows.WIDE_FULL, t) for t in (3, 5, 10)), rows.long(rows.WIDE_BONN)]
+    done = {rows.recipe_text(row, "digits_clutter", "."): measured for row in trained}
     page.write_page(tmp_path / "results.md", "digits_clutter", ".", done, lambda text, seed: text if seed == 0 else "")
     text = (tmp_path / "results.md").read_text()
     assert "over 36 epochs." in text
+    assert "| compared |" not in text  # one seed each: nothing to compare
     assert "over 60 epochs, the feature loss from epoch 40 on." in text
     assert text.count("| full precision, wide, long | 88.50 | 1 |") == 1
     assert text.count("| full precision, wide, longer | 88.50 | 1 |") == 1
