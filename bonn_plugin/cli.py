@@ -310,15 +310,15 @@ def report(
     if against is not None and not html:
         raise BonnError("--against goes with --html: the page shows both runs")
     loaded = read_report(folder)
+    written = [f"written: {_page(folder, against)}"] if html else []
+    if plots:
+        written += _drawn(folder, overrides)
     if form == "terminal":
         console.print(to_terminal(loaded))
     else:
         sys.stdout.write(to_markdown(loaded) if form == "markdown" else loaded.model_dump_json(indent=1) + "\n")
-    if html:
-        print(f"written: {_page(folder, against)}", file=sys.stderr)
-    if plots:
-        for line in _drawn(folder, overrides):
-            print(line, file=sys.stderr)
+    for line in written:
+        print(line, file=sys.stderr)
 
 
 @app.command()

@@ -38,6 +38,7 @@ def bonn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
 def refused(result: Result, *parts: str) -> None:
     assert result.status == 2
+    assert not result.out, "the report stands above the line that refuses it"
     assert len(result.lines) == 1, result.err
     assert all(part in result.err for part in parts), result.err
 
