@@ -1,6 +1,6 @@
 """The papers' tables and ablations, each method beside the others: docs/results.md.
 
-    python benchmarks/tables.py --out runs/tables --jobs 2                  # all on digits_clutter
+    python benchmarks/tables.py --out runs/tables --jobs 2    # all on digits_clutter: about 20 hours of a core
     python benchmarks/tables.py --out runs/tables --only table2 --seeds 10
     python benchmarks/tables.py --out runs/tables --page docs/results.md    # what has been measured so far
     python benchmarks/tables.py --out runs/cifar --dataset cifar10 --root DATA --device cuda
